@@ -1,0 +1,136 @@
+/* A peer's side of the protocol with the master: joining, epochs and their links, joint calls, and the
+ * life of each op from call to verdict. A pure state machine: no socket, clock, thread or allocation.
+ * It never sees tensors: it tells its caller (the engine in csrc/net, or the simulator) when to move
+ * an op's bytes and when to stop, and is told when they have all arrived.
+ *
+ * Duties of the caller:
+ *  - call peer_step() for one event at a time, with a clock that never goes back;
+ *  - perform each action at once and in order, inside peer_perform, without calling back;
+ *  - call with PEER_TICK when peer_deadline() has passed and nothing else happened;
+ *  - on PEER_OP_START allot the op's progress (core/ring.h), grant it to the previous rank, send to the
+ *    next; on PEER_OP_STOP touch the user's buffers no more, and leave the input as it was at the call;
+ *  - keep each link that PEER_LINK_OPEN / _EXPECT named until PEER_LINK_CLOSE, and report its
+ *    PEER_EVENT_LINK_UP once all its streams are there, or PEER_EVENT_LINK_DOWN once when it is broken
+ *    or silent. A link is known by its key; PEER_EVENT_LINK_* for an unknown key is ignored. */
+#ifndef PCCL_CORE_PEER_H
+#define PCCL_CORE_PEER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/address.h"
+#include "base/id.h"
+#include "wire/message.h"
+
+struct peer; /* the state: core/peer_state.h */
+
+struct peer_options {
+    struct message_hello hello; /* what the peer says of itself */
+};
+
+enum peer_event_kind {
+    /* The user's calls. Each ends in exactly one PEER_COMPLETE with its `call`. */
+    PEER_EVENT_CONNECT,   /* join the run */
+    PEER_EVENT_CLOSE,     /* leave it; afterwards every other open call has ended too */
+    PEER_EVENT_VOTE,      /* joint call `vote` */
+    PEER_EVENT_OP,        /* op with `tag`, `descriptor`, `blocking`; may time out at `deadline_ns` */
+    /* The control connection. */
+    PEER_EVENT_CONTROL_OPEN,
+    PEER_EVENT_CONTROL_CLOSED, /* or could not be opened; `reason` */
+    PEER_EVENT_MESSAGE,        /* `message` from the master */
+    /* Links, by `key`. */
+    PEER_EVENT_LINK_UP,
+    PEER_EVENT_LINK_DOWN, /* `reason` */
+    /* Ops, by `op`. */
+    PEER_EVENT_OP_WHOLE,    /* its result is complete here */
+    PEER_EVENT_OP_MISMATCH, /* the member with id `other` calls `descriptor` under this op's tag */
+    PEER_EVENT_OP_REFUSED,  /* it can't go on here (`status`, `reason`): fails for all */
+    PEER_EVENT_TICK,
+};
+
+struct peer_event {
+    enum peer_event_kind kind;
+    uint64_t now_ns;
+    uint64_t call;       /* the caller's number for a user's call, > 0 */
+    uint8_t vote;        /* enum vote_kind */
+    uint64_t tag;
+    bool blocking;       /* EVENT_OP: the user's thread waits in it */
+    uint64_t deadline_ns; /* EVENT_OP: 0 for none */
+    struct op_descriptor descriptor;
+    uint32_t op;         /* index given by PEER_OP_START */
+    struct id key, other;
+    uint16_t status;
+    const char *reason;            /* borrowed for the call */
+    const struct message *message; /* borrowed for the call */
+};
+
+enum peer_action_kind {
+    PEER_CONTROL_CONNECT, /* open the control connection, then report CONTROL_OPEN or _CLOSED */
+    PEER_CONTROL_SEND,    /* `message` */
+    PEER_CONTROL_CLOSE,   /* once all that was sent is out; no CONTROL_CLOSED is reported for it */
+    PEER_LINK_OPEN,       /* connect `link.streams` times to `member`, greet with `link.key` */
+    PEER_LINK_EXPECT,     /* `member` will connect and greet with `link.key` */
+    PEER_LINK_CLOSE,      /* the link with `link.key` is not needed any more */
+    PEER_EPOCH,           /* `epoch` is committed: `rank` of `world`; links to `previous` and `next` (keys) */
+    PEER_OP_START,        /* move `op`: `call`, `tag`, `epoch`, `commits_seen`, `rank` of `world` */
+    PEER_OP_STOP,         /* `op` is aborted, or will start over: leave all buffers alone */
+    PEER_OP_FINISH,       /* `op` is committed: put the result where the user wants it. Then comes its
+                             PEER_COMPLETE. After it `commits_seen` counts one more. */
+    PEER_COMPLETE,        /* `call` has ended with `status`, `text`, `value` */
+    PEER_LOG,             /* `text` at `level` */
+};
+
+enum peer_log_level { PEER_LOG_DEBUG, PEER_LOG_INFO, PEER_LOG_WARN };
+
+struct peer_action {
+    enum peer_action_kind kind;
+    uint64_t call;
+    uint32_t op; /* 0 .. MAX_OPS - 1, unique among ops in flight */
+    uint64_t tag, epoch, commits_seen;
+    uint16_t rank, world;
+    uint16_t status;    /* pcclResult_t */
+    uint64_t value;     /* PEER_COMPLETE of VOTE_PEERS_PENDING: 1 if some are; of an op: the world size */
+    enum peer_log_level level;
+    const char *text;              /* borrowed for the call; "" on success */
+    const struct message *message; /* borrowed for the call */
+    const struct member *member;   /* PEER_LINK_OPEN, _EXPECT: borrowed for the call */
+    struct link_plan link;         /* PEER_LINK_*: the key, and for OPEN and EXPECT the rest */
+    struct id previous, next;      /* PEER_EPOCH: keys of the links to receive from and to send to */
+};
+
+typedef void (*peer_perform)(void *context, const struct peer_action *action);
+
+size_t peer_bytes(void);
+/* `peer` points to peer_bytes() zeroed bytes, which the caller keeps and frees. */
+void peer_init(struct peer *peer, const struct peer_options *options, peer_perform perform,
+               void *context);
+void peer_step(struct peer *peer, const struct peer_event *event);
+/* When PEER_EVENT_TICK is due at the latest; UINT64_MAX: never. */
+uint64_t peer_deadline(const struct peer *peer);
+
+/* Where a GRANT or eager DATA frame belongs. Two successive ops under one tag are told apart by
+ * `commits_seen`, the number of ops its sender had seen commit in this epoch before its call: while this
+ * peer has seen fewer, the frame may be for the op after the one in flight here, so it must wait. Ops
+ * that abort end their epoch, so within one epoch nothing else can end an op. */
+enum peer_match {
+    PEER_MATCH_OP,    /* op `*op` */
+    PEER_MATCH_LATER, /* hold it, and ask again after the next OP_START, OP_FINISH or EPOCH action */
+    PEER_MATCH_STALE, /* of an epoch that is over: drop it */
+};
+enum peer_match peer_find_op(const struct peer *peer, uint64_t epoch, uint64_t tag,
+                             uint64_t commits_seen, uint32_t *op);
+
+/* What the user may ask at any time; the caller copies it where the user's threads can see it. */
+struct peer_status {
+    bool connected;      /* member of a committed epoch */
+    struct id id, run;
+    uint64_t epoch;
+    uint16_t rank, world; /* of the own group */
+    struct message_census census;
+};
+void peer_get_status(const struct peer *peer, struct peer_status *status);
+/* The member with `rank` in the committed epoch, or NULL. */
+const struct member *peer_get_member(const struct peer *peer, uint16_t rank);
+
+#endif

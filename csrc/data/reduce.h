@@ -1,0 +1,25 @@
+/* Reduce kernels: memory in, memory out, no state. f16 and bf16 add in float and round to nearest even;
+ * integers wrap; NaN wins in max and min. The vector forms (AVX2, AVX-512, NEON) give the same bits as
+ * the scalar one for every input except the payload and sign of a NaN. */
+#ifndef PCCL_DATA_REDUCE_H
+#define PCCL_DATA_REDUCE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* destination[i] = a[i] (op) b[i]; `destination` may be `a` or `b`; no other overlap. Any alignment.
+ * pcclAvg adds: reduce_divide() ends it. */
+void reduce(uint8_t datatype, uint8_t reduce_op, void *destination, const void *a, const void *b,
+            size_t count);
+/* data[i] = data[i] / divisor, integers toward zero; f16 and bf16 in float. */
+void reduce_divide(uint8_t datatype, void *data, uint32_t divisor, size_t count);
+
+/* Which kernels to use: the best that the processor has, unless a test asks for less. */
+enum reduce_level { REDUCE_SCALAR, REDUCE_AVX2, REDUCE_AVX512, REDUCE_NEON };
+enum reduce_level reduce_best_level(void);
+/* The same as reduce() with kernels of one level, which the processor must have. For tests. */
+void reduce_at(enum reduce_level level, uint8_t datatype, uint8_t reduce_op, void *destination,
+               const void *a, const void *b, size_t count);
+void reduce_divide_at(enum reduce_level level, uint8_t datatype, void *data, uint32_t divisor, size_t count);
+
+#endif

@@ -1,0 +1,299 @@
+/* pccl: fault-tolerant collective communication. The public C interface: C99 and C++20.
+ *
+ * Every function returns a pcclResult_t. When one is not pcclSuccess, pcclGetLastError() has a full
+ * sentence: who, what, how long, what to do. All functions may be called from any thread; those that
+ * block say for how long. */
+#ifndef PCCL_H
+#define PCCL_H
+
+#ifdef __cplusplus
+#include <cstddef>
+#include <cstdint>
+#else
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#endif
+
+#include "ccoip.h"
+#include "ccoip_inet.h"
+
+#if defined(_MSC_VER)
+#define PCCL_EXPORT
+#else
+#define PCCL_EXPORT __attribute__((visibility("default")))
+#endif
+#define PCCL_NULLABLE /* the argument may be NULL */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* <cffi> */
+typedef enum pcclResult_t {
+    pcclSuccess = 0,
+    pcclNotInitialized = 1,          /* call pcclInit first */
+    pcclInternalError = 2,           /* a defect of pccl, or the system gave no thread or socket */
+    pcclInvalidArgument = 3,         /* nothing was sent; correct the argument */
+    pcclInvalidUsage = 4,            /* the call does not fit what this communicator is doing */
+    pcclTooFewPeers = 5,             /* alone: wait for others, then pcclUpdateTopology */
+    pcclMasterConnectionFailed = 6,  /* nobody answers as a master there */
+    pcclRankConnectionFailed = 7,    /* no link to the others could be made */
+    pcclRankConnectionLost = 8,      /* a peer was lost during the call: retry */
+    pcclNoSharedStateAvailable = 9,  /* nobody offers a state to copy */
+    pcclPendingAsyncOps = 10,        /* await them first */
+    pcclUpdateTopologyFailed = 11,   /* retry */
+    pcclTopologyOptimizationFailed = 12,
+    pcclTimeout = 13,                /* the bound that you set has passed; nothing was changed */
+    pcclMasterConnectionLost = 14,   /* the run is over for this communicator: connect again */
+    pcclMismatch = 15,               /* peers called different things */
+    pcclEvicted = 16,                /* the master put this peer out: connect again */
+    pcclRefused = 17,                /* the master does not let this peer in (version, secret, limits) */
+    pcclOutOfMemory = 18
+} pcclResult_t;
+
+typedef enum pcclDataType_t {
+    pcclUint8 = 0,
+    pcclInt8 = 1,
+    pcclInt16 = 2,
+    pcclUint16 = 3,
+    pcclUint32 = 4,
+    pcclInt32 = 5,
+    pcclUint64 = 6,
+    pcclInt64 = 7,
+    pcclFloat16 = 8,
+    pcclBFloat16 = 9,
+    pcclFloat = 10,
+    pcclDouble = 11
+} pcclDataType_t;
+
+typedef enum pcclDeviceType_t { pcclDeviceCpu = 0, pcclDeviceCuda = 1 } pcclDeviceType_t;
+
+/* Integers wrap; avg of integers rounds toward zero; NaN wins in max and min. */
+typedef enum pcclRedOp_t {
+    pcclSum = 0,
+    pcclAvg = 1,
+    pcclProd = 2,
+    pcclMax = 3,
+    pcclMin = 4
+} pcclRedOp_t;
+
+/* Accepted peers only. */
+typedef enum pcclAttribute_t {
+    PCCL_ATTRIBUTE_GLOBAL_WORLD_SIZE = 1,
+    PCCL_ATTRIBUTE_PEER_GROUP_WORLD_SIZE = 2,
+    PCCL_ATTRIBUTE_NUM_DISTINCT_PEER_GROUPS = 3,
+    PCCL_ATTRIBUTE_LARGEST_PEER_GROUP_WORLD_SIZE = 4
+} pcclAttribute_t;
+
+typedef enum pcclSharedStateSyncStrategy_t {
+    PCCL_SHARED_STATE_SYNC_STRATEGY_ENFORCE_POPULAR = 0,
+    PCCL_SHARED_STATE_SYNC_STRATEGY_RECEIVE_ONLY = 1,
+    PCCL_SHARED_STATE_SYNC_STRATEGY_SEND_ONLY = 2
+} pcclSharedStateSyncStrategy_t;
+
+typedef enum pcclDistributionHint_t {
+    pcclDistributionNone = 0,
+    pcclDistributionNormal = 1,
+    pcclDistributionUniform = 2
+} pcclDistributionHint_t;
+
+typedef enum pcclQuantizationAlgorithm_t {
+    pcclQuantNone = 0,
+    pcclQuantMinMax = 1,
+    pcclQuantZeroPointScale = 2
+} pcclQuantizationAlgorithm_t;
+
+typedef struct pcclComm_t pcclComm_t;
+typedef struct pcclMasterInstance_t pcclMasterInstance_t;
+
+/* Everything after p2p_connection_pool_size is optional: zero means the default. */
+typedef struct pcclCommCreateParams_t {
+    ccoip_socket_address_t master_address;
+    uint32_t peer_group;               /* collectives span the peers of one group */
+    uint32_t p2p_connection_pool_size; /* TCP streams per link, at most 64; 0: 4 */
+    uint32_t timeout_ms;               /* silence or stall of what ought to move; 0: 10000, at least 100 */
+    uint32_t straggler_timeout_ms;     /* how long to wait for a peer that has not called yet; 0: no bound */
+    const char *name;                  /* shown in logs and errors, at most 63 bytes; copied */
+    const char *advertise_host;        /* IP address or host name that others reach this peer by; copied */
+    uint16_t listen_port;              /* 0: the first free one from 48149 up */
+    const uint8_t *secret;             /* not supported yet: must be NULL */
+    size_t secret_size;
+    uint32_t flags;                    /* 0 */
+} pcclCommCreateParams_t;
+
+typedef struct pcclReduceInfo_t {
+    uint32_t local_world_size; /* of the group, when the op was committed */
+    uint64_t tx_bytes;         /* on the wire, headers included */
+    uint64_t rx_bytes;
+} pcclReduceInfo_t;
+
+typedef struct pcclReduceOperandDescriptor_t {
+    pcclDataType_t datatype;
+    pcclDistributionHint_t distribution_hint;
+} pcclReduceOperandDescriptor_t;
+
+typedef struct pcclQuantizationOptions_t {
+    pcclDataType_t quantized_datatype;
+    pcclQuantizationAlgorithm_t algorithm;
+} pcclQuantizationOptions_t;
+
+typedef struct pcclReduceDescriptor_t {
+    size_t count; /* elements, >= 1 */
+    pcclRedOp_t op;
+    uint64_t tag; /* names the op among those in flight; equal at all peers */
+    pcclReduceOperandDescriptor_t src_descriptor;
+    pcclQuantizationOptions_t quantization_options;
+} pcclReduceDescriptor_t;
+
+typedef struct pcclReduceSingleDescriptor_t {
+    void *sendbuf;
+    void *recvbuf;
+    pcclReduceDescriptor_t descriptor;
+} pcclReduceOpDescriptor_t;
+
+typedef struct pcclAsyncReduceOp_t {
+    pcclComm_t *comm;
+    uint64_t tag;
+} pcclAsyncReduceOp_t;
+
+typedef struct pcclTensorInfo_t {
+    const char *name;
+    void *data;
+    size_t count;
+    pcclDataType_t datatype;
+    pcclDeviceType_t device_type;
+    bool allow_content_inequality;
+} pcclTensorInfo_t;
+
+typedef struct pcclSharedState_t {
+    uint64_t revision;
+    size_t count;
+    pcclTensorInfo_t *infos;
+} pcclSharedState_t;
+
+typedef struct pcclSharedStateSyncInfo_t {
+    uint64_t tx_bytes;
+    uint64_t rx_bytes;
+} pcclSharedStateSyncInfo_t;
+
+typedef struct pcclBuildInfo_t {
+    bool has_cuda_support;
+} pcclBuildInfo_t;
+
+/* Optional for one op; zero means the default. */
+typedef struct pcclOpOptions_t {
+    uint32_t timeout_ms; /* the op fails for all with pcclTimeout when it takes longer; 0: no bound */
+    uint32_t flags;      /* 0 */
+} pcclOpOptions_t;
+
+/* What a communicator knows of itself. Ids are 16 random bytes; rank and world size are those of the
+ * group in `epoch`. All zero before pcclConnect. */
+typedef struct pcclCommInfo_t {
+    uint8_t peer_id[16];
+    uint8_t run_id[16];
+    uint64_t epoch;
+    uint32_t rank;
+    uint32_t world_size;
+    uint32_t global_world_size;
+    uint32_t peer_group;
+    bool connected;
+} pcclCommInfo_t;
+
+typedef struct pcclMasterStatus_t {
+    uint8_t run_id[16];
+    uint64_t epoch; /* the newest one committed in any group */
+    uint32_t peers;
+    uint32_t pending;
+    uint32_t groups;
+} pcclMasterStatus_t;
+
+/* Once per process, before anything else. More calls do no harm. */
+PCCL_EXPORT pcclResult_t pcclInit(void);
+PCCL_EXPORT pcclResult_t pcclGetBuildInfo(pcclBuildInfo_t *info);
+
+/* "a peer was lost during the call" ... : a static text for any result. Never NULL. */
+PCCL_EXPORT const char *pcclResultString(pcclResult_t result);
+/* The sentence of the calling thread's last failure, of any communicator; "" if there was none. Valid
+ * until this thread's next call of pccl. `comm` may be NULL. */
+PCCL_EXPORT const char *pcclGetLastError(const pcclComm_t *comm);
+
+/* Does not connect. The caller destroys *comm_out with pcclDestroyCommunicator. */
+PCCL_EXPORT pcclResult_t pcclCreateCommunicator(const pcclCommCreateParams_t *params, pcclComm_t **comm_out);
+/* Says goodbye, ends every call that waits on other threads, joins the communicator's threads and frees
+ * it. Blocks for at most the communicator's timeout. */
+PCCL_EXPORT pcclResult_t pcclDestroyCommunicator(pcclComm_t *comm);
+/* Says goodbye and ends every call that waits on other threads (pcclInvalidUsage), but frees nothing.
+ * pcclConnect joins again. */
+PCCL_EXPORT pcclResult_t pcclCloseCommunicator(pcclComm_t *comm);
+/* While a call of this communicator waits, it asks `check` every `interval_ms`; true ends the wait, the
+ * call returns pcclInvalidUsage and the communicator is closed. Not while a call waits. NULL: none. */
+PCCL_EXPORT pcclResult_t pcclSetInterruptCheck(pcclComm_t *comm, bool (*check)(void *), void *context,
+                                               uint32_t interval_ms);
+
+/* pcclInvalidUsage before pcclConnect. */
+PCCL_EXPORT pcclResult_t pcclGetAttribute(const pcclComm_t *comm, pcclAttribute_t attribute, int *value_out);
+PCCL_EXPORT pcclResult_t pcclGetCommInfo(const pcclComm_t *comm, pcclCommInfo_t *info_out);
+
+/* Joins the run. Returns at once when alone; else when the accepted peers have called
+ * pcclUpdateTopology, without a bound. After the master was lost, or an eviction, it joins anew. */
+PCCL_EXPORT pcclResult_t pcclConnect(pcclComm_t *comm);
+
+/* Joint calls: they return when all accepted peers of the run have made the same call. */
+PCCL_EXPORT pcclResult_t pcclUpdateTopology(pcclComm_t *comm); /* admits pending peers */
+PCCL_EXPORT pcclResult_t pcclArePeersPending(const pcclComm_t *comm, bool *pending_out);
+PCCL_EXPORT pcclResult_t pcclOptimizeTopology(const pcclComm_t *comm);
+
+/* All peers of the group call with the same tag and an equal descriptor. sendbuf == recvbuf is in place;
+ * other overlaps are refused. On failure sendbuf is as it was. Blocks until the op is committed or has
+ * failed; it waits for peers that have not called yet (see straggler_timeout_ms). */
+PCCL_EXPORT pcclResult_t pcclAllReduce(const void *sendbuf, void *recvbuf,
+                                       const pcclReduceDescriptor_t *descriptor, const pcclComm_t *comm,
+                                       pcclReduceInfo_t *PCCL_NULLABLE info_out);
+PCCL_EXPORT pcclResult_t pcclAllReduceWithOptions(const void *sendbuf, void *recvbuf,
+                                                  const pcclReduceDescriptor_t *descriptor,
+                                                  const pcclOpOptions_t *PCCL_NULLABLE options,
+                                                  const pcclComm_t *comm,
+                                                  pcclReduceInfo_t *PCCL_NULLABLE info_out);
+/* Returns at once. The buffers belong to pccl until the handle has been awaited. */
+PCCL_EXPORT pcclResult_t pcclAllReduceAsync(const void *sendbuf, void *recvbuf,
+                                            const pcclReduceDescriptor_t *descriptor, const pcclComm_t *comm,
+                                            pcclAsyncReduceOp_t *handle_out);
+PCCL_EXPORT pcclResult_t pcclAllReduceAsyncWithOptions(const void *sendbuf, void *recvbuf,
+                                                       const pcclReduceDescriptor_t *descriptor,
+                                                       const pcclOpOptions_t *PCCL_NULLABLE options,
+                                                       const pcclComm_t *comm,
+                                                       pcclAsyncReduceOp_t *handle_out);
+/* From any thread, once per handle. */
+PCCL_EXPORT pcclResult_t pcclAwaitAsyncReduce(const pcclAsyncReduceOp_t *handle,
+                                              pcclReduceInfo_t *PCCL_NULLABLE info_out);
+/* Whether awaiting would return at once. Never blocks. */
+PCCL_EXPORT pcclResult_t pcclTestAsyncReduce(const pcclAsyncReduceOp_t *handle, bool *done_out);
+/* Keeps up to `max_in_flight` of the ops running and retries those that a lost peer has failed, until
+ * all have succeeded or this peer is alone (pcclTooFewPeers). info_out sums up the bytes. */
+PCCL_EXPORT pcclResult_t pcclAllReduceMultipleWithRetry(const pcclReduceOpDescriptor_t *descriptors,
+                                                        size_t count, const pcclComm_t *comm,
+                                                        pcclReduceInfo_t *PCCL_NULLABLE info_out,
+                                                        int max_in_flight);
+
+/* Port 0 picks a free one. The address is in use when the call returns. */
+PCCL_EXPORT pcclResult_t pcclCreateMaster(ccoip_socket_address_t listen_address,
+                                          pcclMasterInstance_t **master_out);
+/* Starts the master's thread and returns. */
+PCCL_EXPORT pcclResult_t pcclRunMaster(pcclMasterInstance_t *master);
+/* Asks it to stop. Safe in a signal handler. */
+PCCL_EXPORT pcclResult_t pcclInterruptMaster(pcclMasterInstance_t *master);
+/* Blocks until it has stopped. */
+PCCL_EXPORT pcclResult_t pcclMasterAwaitTermination(pcclMasterInstance_t *master);
+/* Stops it if it runs, and frees it. */
+PCCL_EXPORT pcclResult_t pcclDestroyMaster(pcclMasterInstance_t *master);
+PCCL_EXPORT pcclResult_t pcclMasterGetAddress(const pcclMasterInstance_t *master,
+                                              ccoip_socket_address_t *address_out);
+PCCL_EXPORT pcclResult_t pcclMasterGetStatus(const pcclMasterInstance_t *master, pcclMasterStatus_t *status_out);
+/* </cffi> */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,227 @@
+/* The control messages between a peer and the master, as structs. Their bytes: message.c.
+ *
+ * On the wire each one is u32 body length, u16 type, body; all integers little-endian. A decoded
+ * message has passed every check on lengths, counts, enums and strings; strings end in a zero. */
+#ifndef PCCL_WIRE_MESSAGE_H
+#define PCCL_WIRE_MESSAGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/address.h"
+#include "base/id.h"
+#include "base/limits.h"
+
+enum { PROTOCOL_VERSION = 1, OLDEST_PROTOCOL_VERSION = 1 };
+enum { MESSAGE_HEADER_BYTES = 6 };
+
+enum message_type {
+    MESSAGE_HELLO = 1,   /* peer: let me in (first message; its prefix is the same in all versions) */
+    MESSAGE_WELCOME,     /* master: you are known as ..., wait for an epoch */
+    MESSAGE_REFUSED,     /* master: no, because ... (same in all versions); it then closes */
+    MESSAGE_CENSUS,      /* master: the sizes that span the run, sent before what they belong to */
+    MESSAGE_PROPOSE,     /* master: your group's next epoch; the one before is over */
+    MESSAGE_READY,       /* peer: all links of that epoch are up */
+    MESSAGE_UNREACHABLE, /* peer: the link to ... could not be made */
+    MESSAGE_COMMIT_EPOCH, /* master: all are ready, go */
+    MESSAGE_LINK_LOST,   /* peer: the link to ... broke (epoch committed, or 0 between) */
+    MESSAGE_VOTE,        /* peer: my user has called the joint call ... */
+    MESSAGE_VOTE_OPENED, /* master: ... is the first who waits in that call */
+    MESSAGE_VOTE_WAITING, /* master: the call waits for ... since ... */
+    MESSAGE_VOTE_RESULT, /* master: the joint call has ended */
+    MESSAGE_OP_DONE,     /* peer: I hold the whole result */
+    MESSAGE_OP_COMMIT,   /* master: all members do */
+    MESSAGE_OP_MISMATCH, /* peer: ... calls something else under this tag */
+    MESSAGE_OP_CONFLICT, /* peer: I wait in an op for somebody who waits in a joint call */
+    MESSAGE_OP_ABORT,    /* peer: my user gives this op up */
+    MESSAGE_OP_WAITING,  /* peer: this op has not moved for a while, who is missing? */
+    MESSAGE_OP_STRAGGLERS, /* master: these have not joined it */
+    MESSAGE_HEARTBEAT,   /* both: I live */
+    MESSAGE_GOODBYE,     /* peer: I leave */
+    MESSAGE_FAREWELL,    /* master: all know, you may go */
+    MESSAGE_EVICTED,     /* master: you are out, because ...; it then closes */
+    MESSAGE_TYPE_END
+};
+
+enum op_kind { OP_ALL_REDUCE = 1, OP_BROADCAST, OP_ALL_GATHER, OP_REDUCE_SCATTER, OP_BARRIER, OP_KIND_END };
+enum vote_kind { VOTE_NONE = 0, VOTE_UPDATE_TOPOLOGY, VOTE_PEERS_PENDING, VOTE_OPTIMIZE_TOPOLOGY,
+                 VOTE_SYNC_STATE, VOTE_KIND_END };
+/* What becomes of the ops in flight when an epoch ends. */
+enum fate {
+    FATE_ABORT = 1, /* they fail: a member was lost, a link broke, calls did not match */
+    FATE_CARRY,     /* they start over in the next epoch, unseen: a member left in good order */
+    FATE_END
+};
+
+/* What must be equal at all peers for calls under one tag to be the same op. */
+struct op_descriptor {
+    uint8_t kind;           /* enum op_kind */
+    uint8_t datatype;       /* pcclDataType_t */
+    uint8_t reduce_op;      /* pcclRedOp_t */
+    uint8_t quant_datatype; /* pcclDataType_t */
+    uint8_t quant_algorithm;
+    uint8_t algorithm;      /* 0: ring */
+    uint16_t root;          /* rank, for broadcast */
+    uint64_t count;         /* elements */
+};
+
+struct message_hello {
+    uint16_t version, oldest_version; /* that the peer speaks; the rest is zero if the decoder does not */
+    uint32_t group;
+    uint16_t streams;
+    uint32_t timeout_ms;
+    uint32_t straggler_timeout_ms; /* 0: none */
+    struct address listen;         /* family 0: the address that I connect from, with this port */
+    char name[MAX_NAME_BYTES + 1];
+};
+
+struct message_welcome {
+    struct id run, peer;
+};
+
+struct message_refused {
+    uint16_t status; /* pcclResult_t */
+    char reason[MAX_REASON_BYTES + 1];
+};
+
+struct message_census {
+    uint32_t peers, groups, largest_group;
+};
+
+struct member {
+    struct id id;
+    struct address address;
+    char name[MAX_NAME_BYTES + 1];
+};
+
+/* A link that the epoch needs: a link is known by its key, so an equal key means "keep it". */
+struct link_plan {
+    uint16_t rank;   /* of the other end */
+    uint16_t streams;
+    bool opener;     /* the receiver of this message connects; else it is connected to */
+    struct id key;
+};
+
+enum { MAX_LINKS = 8 }; /* of one peer in one epoch */
+
+struct message_propose {
+    uint64_t epoch;
+    uint8_t fate;          /* enum fate: of ops of the epoch before */
+    uint16_t status;       /* pcclResult_t that those ops fail with (FATE_ABORT) */
+    bool has_guilty_tag;   /* then only the op with that tag gets `status`, others RankConnectionLost */
+    uint64_t guilty_tag;
+    char reason[MAX_REASON_BYTES + 1]; /* why the epoch before has ended */
+    uint16_t rank, world;
+    uint16_t link_count;
+    struct link_plan links[MAX_LINKS];
+    struct member members[MAX_PEERS]; /* in ring order, `world` of them */
+};
+
+/* After an abort: the tags under which this peer had an op in flight. */
+struct message_ready {
+    uint64_t epoch;
+    uint16_t failed_count;
+    uint64_t failed_tags[MAX_FAILED_TAGS];
+};
+
+struct message_unreachable { /* also MESSAGE_LINK_LOST */
+    uint64_t epoch;
+    struct id peer;
+    char reason[MAX_REASON_BYTES + 1];
+};
+
+/* The union of what the members reported: whoever had not called one of these tags yet fails its next
+ * call with the same error, so that the outcome of an op is one for all. */
+struct message_commit_epoch {
+    uint64_t epoch;
+    uint16_t failed_count;
+    uint64_t failed_tags[MAX_FAILED_TAGS];
+};
+
+struct message_vote { /* also MESSAGE_VOTE_OPENED, where `peer` is the first voter */
+    uint8_t kind;     /* enum vote_kind */
+    struct id peer;   /* zero in MESSAGE_VOTE */
+};
+
+struct message_vote_result {
+    uint8_t kind;
+    uint16_t status;
+    uint64_t value;
+    char reason[MAX_REASON_BYTES + 1];
+};
+
+struct message_op { /* MESSAGE_OP_DONE, MESSAGE_OP_COMMIT, MESSAGE_OP_WAITING */
+    uint64_t epoch, tag;
+};
+
+struct message_op_mismatch {
+    uint64_t epoch, tag;
+    struct op_descriptor mine, theirs;
+    struct id other;
+};
+
+struct message_op_conflict {
+    uint64_t epoch, tag;
+    uint8_t kind; /* of the vote that is open */
+    struct op_descriptor mine;
+};
+
+struct message_op_abort {
+    uint64_t epoch, tag;
+    uint16_t status;
+    char reason[MAX_REASON_BYTES + 1];
+};
+
+enum { MAX_NAMED_STRAGGLERS = 8 };
+
+struct message_stragglers { /* MESSAGE_OP_STRAGGLERS, MESSAGE_VOTE_WAITING */
+    uint8_t kind;           /* of the vote; VOTE_NONE for an op */
+    uint64_t epoch, tag;    /* of the op; 0 for a vote */
+    uint32_t waited_ms;
+    uint16_t total;         /* how many are missing */
+    uint16_t named;         /* how many of them stand below */
+    struct id peers[MAX_NAMED_STRAGGLERS];
+};
+
+struct message {
+    enum message_type type;
+    union {
+        struct message_hello hello;
+        struct message_welcome welcome;
+        struct message_refused refused; /* also MESSAGE_EVICTED */
+        struct message_census census;
+        struct message_propose propose;
+        struct message_ready ready;
+        struct message_unreachable unreachable; /* also MESSAGE_LINK_LOST */
+        struct message_commit_epoch commit_epoch;
+        struct message_vote vote; /* also MESSAGE_VOTE_OPENED */
+        struct message_vote_result vote_result;
+        struct message_op op; /* MESSAGE_OP_DONE, _COMMIT, _WAITING */
+        struct message_op_mismatch op_mismatch;
+        struct message_op_conflict op_conflict;
+        struct message_op_abort op_abort;
+        struct message_stragglers stragglers; /* MESSAGE_OP_STRAGGLERS, MESSAGE_VOTE_WAITING */
+    } as;
+};
+
+/* Writes `message`, header included, to `bytes`. Returns the size, or 0 if `capacity` is too small;
+ * MAX_MESSAGE_BYTES always suffices. */
+size_t message_encode(const struct message *message, uint8_t *bytes, size_t capacity);
+
+enum decode_status {
+    DECODE_OK,
+    DECODE_INCOMPLETE, /* a good beginning: call again with more bytes */
+    DECODE_BAD,        /* not a message of ours: close the connection */
+};
+
+/* Reads one message from the `size` bytes at `bytes`; on DECODE_OK `*used` is what it took.
+ * `limit` is the largest message accepted here (MAX_GREETING_BYTES before a greeting, else
+ * MAX_MESSAGE_BYTES). Reads nothing beyond `size`, writes nothing but `message` and `used`. */
+enum decode_status message_decode(const uint8_t *bytes, size_t size, size_t limit,
+                                  struct message *message, size_t *used);
+
+/* "HELLO", "PROPOSE" ...; "?" for anything else. */
+const char *message_name(enum message_type type);
+
+#endif
