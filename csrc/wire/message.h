@@ -1,7 +1,9 @@
 /* The control messages between a peer and the master, as structs. Their bytes: message.c.
  *
- * On the wire each one is u32 body length, u16 type, body; all integers little-endian. A decoded
- * message has passed every check on lengths, counts, enums and strings; strings end in a zero. */
+ * On the wire each one is u32 body length, u16 type, body; all integers little-endian. The bodies of
+ * HELLO, WELCOME and REFUSED begin with a magic, so that either side notices when it talks to something
+ * else. A decoded message has passed every check on lengths, counts, enums and strings; strings end in a
+ * zero, and control characters in them have become '?'. */
 #ifndef PCCL_WIRE_MESSAGE_H
 #define PCCL_WIRE_MESSAGE_H
 
@@ -35,7 +37,7 @@ enum message_type {
     MESSAGE_OP_MISMATCH, /* peer: ... calls something else under this tag */
     MESSAGE_OP_CONFLICT, /* peer: I wait in an op for somebody who waits in a joint call */
     MESSAGE_OP_ABORT,    /* peer: my user gives this op up */
-    MESSAGE_OP_WAITING,  /* peer: this op has not moved for a while, who is missing? */
+    MESSAGE_OP_WAITING,  /* peer: I am in this op; master: who is? */
     MESSAGE_OP_STRAGGLERS, /* master: these have not joined it */
     MESSAGE_HEARTBEAT,   /* both: I live */
     MESSAGE_GOODBYE,     /* peer: I leave */
@@ -45,6 +47,7 @@ enum message_type {
 };
 
 enum op_kind { OP_ALL_REDUCE = 1, OP_BROADCAST, OP_ALL_GATHER, OP_REDUCE_SCATTER, OP_BARRIER, OP_KIND_END };
+enum op_algorithm { OP_ALGORITHM_RING = 0, OP_ALGORITHM_END };
 enum vote_kind { VOTE_NONE = 0, VOTE_UPDATE_TOPOLOGY, VOTE_PEERS_PENDING, VOTE_OPTIMIZE_TOPOLOGY,
                  VOTE_SYNC_STATE, VOTE_KIND_END };
 /* What becomes of the ops in flight when an epoch ends. */
@@ -61,7 +64,7 @@ struct op_descriptor {
     uint8_t reduce_op;      /* pcclRedOp_t */
     uint8_t quant_datatype; /* pcclDataType_t */
     uint8_t quant_algorithm;
-    uint8_t algorithm;      /* 0: ring */
+    uint8_t algorithm;      /* enum op_algorithm */
     uint16_t root;          /* rank, for broadcast */
     uint64_t count;         /* elements */
 };
@@ -69,8 +72,8 @@ struct op_descriptor {
 struct message_hello {
     uint16_t version, oldest_version; /* that the peer speaks; the rest is zero if the decoder does not */
     uint32_t group;
-    uint16_t streams;
-    uint32_t timeout_ms;
+    uint16_t streams;    /* 1 to MAX_STREAMS */
+    uint32_t timeout_ms; /* MIN_TIMEOUT_MS to MAX_TIMEOUT_MS */
     uint32_t straggler_timeout_ms; /* 0: none */
     struct address listen;         /* family 0: the address that I connect from, with this port */
     char name[MAX_NAME_BYTES + 1];
@@ -81,7 +84,7 @@ struct message_welcome {
 };
 
 struct message_refused {
-    uint16_t status; /* pcclResult_t */
+    uint16_t status; /* pcclResult_t; one that the decoder does not know becomes pcclRefused */
     char reason[MAX_REASON_BYTES + 1];
 };
 
@@ -151,8 +154,13 @@ struct message_vote_result {
     char reason[MAX_REASON_BYTES + 1];
 };
 
-struct message_op { /* MESSAGE_OP_DONE, MESSAGE_OP_COMMIT, MESSAGE_OP_WAITING */
+struct message_op { /* MESSAGE_OP_DONE, MESSAGE_OP_COMMIT */
     uint64_t epoch, tag;
+};
+
+struct message_op_waiting {
+    uint64_t epoch, tag;
+    uint32_t waited_ms; /* since the peer's call; 0 from the master */
 };
 
 struct message_op_mismatch {
@@ -197,7 +205,8 @@ struct message {
         struct message_commit_epoch commit_epoch;
         struct message_vote vote; /* also MESSAGE_VOTE_OPENED */
         struct message_vote_result vote_result;
-        struct message_op op; /* MESSAGE_OP_DONE, _COMMIT, _WAITING */
+        struct message_op op; /* MESSAGE_OP_DONE, _COMMIT */
+        struct message_op_waiting op_waiting;
         struct message_op_mismatch op_mismatch;
         struct message_op_conflict op_conflict;
         struct message_op_abort op_abort;
@@ -206,7 +215,8 @@ struct message {
 };
 
 /* Writes `message`, header included, to `bytes`. Returns the size, or 0 if `capacity` is too small;
- * MAX_MESSAGE_BYTES always suffices. */
+ * MAX_MESSAGE_BYTES always suffices. Strings are cut at their maximum; anything else beyond the limits
+ * that message_decode() sets is a mistake of the caller's and ends the process. */
 size_t message_encode(const struct message *message, uint8_t *bytes, size_t capacity);
 
 enum decode_status {

@@ -1,0 +1,466 @@
+/* The life of an op at a peer: called, running, whole, and then the master's verdict. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "core/peer_state.h"
+#include "pccl.h"
+
+static uint32_t bucket_of(uint64_t tag) {
+    return (uint32_t)((tag * UINT64_C(0x9e3779b97f4a7c15)) >> 54); /* 10 bits: OP_BUCKETS */
+}
+
+void peer_op_init(struct peer *peer) {
+    for (int i = 0; i < OP_BUCKETS; i++) {
+        peer->buckets[i] = NO_OP;
+    }
+    for (int i = 0; i < MAX_OPS; i++) {
+        peer->ops[i].next = (int16_t)(i + 1 < MAX_OPS ? i + 1 : NO_OP);
+    }
+    peer->free_op = 0;
+    peer->first_op = NO_OP;
+    peer->last_op = NO_OP;
+    peer->op_check_ns = UINT64_MAX;
+}
+
+static int find_tag(const struct peer *peer, uint64_t tag) {
+    int index = peer->buckets[bucket_of(tag)];
+    while (index != NO_OP && peer->ops[index].tag != tag) {
+        index = peer->ops[index].chained;
+    }
+    return index;
+}
+
+static int allot(struct peer *peer, uint64_t tag) {
+    int16_t index = peer->free_op;
+    CHECK(index != NO_OP);
+    struct peer_op *op = &peer->ops[index];
+    peer->free_op = op->next;
+    *op = (struct peer_op){.state = OP_QUEUED, .tag = tag, .previous = peer->last_op, .next = NO_OP};
+    if (peer->last_op == NO_OP) {
+        peer->first_op = index;
+    } else {
+        peer->ops[peer->last_op].next = index;
+    }
+    peer->last_op = index;
+    int16_t *bucket = &peer->buckets[bucket_of(tag)];
+    op->chained = *bucket;
+    *bucket = index;
+    peer->op_count++;
+    return index;
+}
+
+static void release(struct peer *peer, int index) {
+    struct peer_op *op = &peer->ops[index];
+    if (op->previous == NO_OP) {
+        peer->first_op = op->next;
+    } else {
+        peer->ops[op->previous].next = op->next;
+    }
+    if (op->next == NO_OP) {
+        peer->last_op = op->previous;
+    } else {
+        peer->ops[op->next].previous = op->previous;
+    }
+    int16_t *link = &peer->buckets[bucket_of(op->tag)];
+    while (*link != index) {
+        link = &peer->ops[*link].chained;
+    }
+    *link = op->chained;
+    op->state = OP_FREE;
+    op->next = peer->free_op;
+    peer->free_op = (int16_t)index;
+    peer->op_count--;
+}
+
+static bool is_moving(const struct peer_op *op) {
+    return op->state == OP_RUNNING || op->state == OP_WHOLE;
+}
+
+static uint64_t op_deadline(const struct peer_op *op) {
+    uint64_t deadline = op->deadline_ns != 0 ? op->deadline_ns : UINT64_MAX;
+    if (op->state == OP_RUNNING && op->next_report_ns < deadline) {
+        deadline = op->next_report_ns;
+    }
+    return deadline;
+}
+
+static void watch(struct peer *peer, const struct peer_op *op) {
+    uint64_t deadline = op_deadline(op);
+    if (deadline < peer->op_check_ns) {
+        peer->op_check_ns = deadline;
+    }
+}
+
+static void emit(struct peer *peer, enum peer_action_kind kind, int index) {
+    const struct peer_op *op = &peer->ops[index];
+    struct peer_action action = {.kind = kind, .call = op->call, .op = (uint32_t)index, .tag = op->tag,
+                                 .epoch = peer->epoch, .commits_seen = op->commits_seen,
+                                 .rank = peer->plan.rank, .world = peer->plan.world};
+    peer->perform(peer->context, &action);
+}
+
+static void fail(struct peer *peer, int index, uint16_t status, const char *text) {
+    if (is_moving(&peer->ops[index])) {
+        emit(peer, PEER_OP_STOP, index);
+    }
+    uint64_t call = peer->ops[index].call;
+    release(peer, index);
+    peer_complete(peer, call, status, 0, text);
+}
+
+/* A running op is reported after `timeout`, then each time its age has doubled, and once when it is as
+ * old as the straggler timeout. */
+static uint64_t next_report(const struct peer *peer, const struct peer_op *op) {
+    uint64_t age_ns = peer->now_ns - op->started_ns;
+    uint64_t next_ns = peer_timeout_ns(peer);
+    while (next_ns <= age_ns) {
+        next_ns *= 2;
+    }
+    uint64_t straggler_ns = peer->options.hello.straggler_timeout_ms * UINT64_C(1000000);
+    if (straggler_ns > age_ns && straggler_ns < next_ns) {
+        next_ns = straggler_ns;
+    }
+    return op->started_ns + next_ns;
+}
+
+static void report_waiting(struct peer *peer, const struct peer_op *op) {
+    struct message message = {.type = MESSAGE_OP_WAITING};
+    message.as.op_waiting.epoch = peer->epoch;
+    message.as.op_waiting.tag = op->tag;
+    message.as.op_waiting.waited_ms = (uint32_t)((peer->now_ns - op->started_ns) / 1000000);
+    peer_send(peer, &message);
+}
+
+static void start(struct peer *peer, int index) {
+    struct peer_op *op = &peer->ops[index];
+    if (peer->plan.world < 2) {
+        fail(peer, index, pcclTooFewPeers,
+             "this peer is alone in its group: wait for others to join, then call update_topology");
+        return;
+    }
+    op->state = OP_RUNNING;
+    op->accused = false;
+    op->commits_seen = peer->commits_seen;
+    op->started_ns = peer->now_ns;
+    op->next_report_ns = next_report(peer, op);
+    watch(peer, op);
+    emit(peer, PEER_OP_START, index);
+}
+
+/* Takes the mark of `tag` away and returns whether there was one. */
+static bool take_mark(struct peer *peer, uint64_t tag) {
+    for (uint16_t i = 0; i < peer->marked_count; i++) {
+        if (peer->marked_tags[i] == tag) {
+            peer->marked_tags[i] = peer->marked_tags[--peer->marked_count];
+            return true;
+        }
+    }
+    return false;
+}
+
+/* What an op aborted with the last epoch fails with: the guilty one with its own sentence. */
+static void verdict(const struct peer *peer, uint64_t tag, uint16_t *status, const char **text) {
+    bool guilty = peer->has_guilty_tag && peer->guilty_tag == tag;
+    *status = guilty ? peer->guilty_status : (uint16_t)pcclRankConnectionLost;
+    *text = guilty ? peer->guilty_reason : peer->lost_reason;
+}
+
+static bool refuse_call(struct peer *peer, const struct peer_event *event) {
+    uint16_t status = pcclInvalidUsage;
+    const char *text;
+    if (peer_join_hinders(peer, &status, &text)) {
+        /* said all */
+    } else if (find_tag(peer, event->tag) != NO_OP) {
+        text = "a collective with this tag is in flight already: await it or use another tag";
+    } else if (peer->vote_call != 0 && peer->vote_kind != VOTE_PEERS_PENDING) {
+        text = "another thread waits in a joint call of this communicator: let it end first";
+    } else if (peer->op_count == MAX_OPS) {
+        text = "1024 collectives are in flight on this communicator: await some first";
+    } else if (take_mark(peer, event->tag)) {
+        verdict(peer, event->tag, &status, &text);
+    } else {
+        return false;
+    }
+    peer_complete(peer, event->call, status, 0, text);
+    return true;
+}
+
+void peer_op_call(struct peer *peer, const struct peer_event *event) {
+    if (refuse_call(peer, event)) {
+        return;
+    }
+    int index = allot(peer, event->tag);
+    struct peer_op *op = &peer->ops[index];
+    op->call = event->call;
+    op->blocking = event->blocking;
+    op->deadline_ns = event->deadline_ns;
+    op->descriptor = event->descriptor;
+    watch(peer, op);
+    if (peer->epoch != 0) {
+        start(peer, index);
+        peer_op_check_conflict(peer);
+    }
+}
+
+void peer_op_whole(struct peer *peer, uint32_t index) {
+    CHECK(index < MAX_OPS);
+    struct peer_op *op = &peer->ops[index];
+    if (op->state != OP_RUNNING) {
+        return;
+    }
+    op->state = OP_WHOLE;
+    struct message message = {.type = MESSAGE_OP_DONE};
+    message.as.op = (struct message_op){.epoch = peer->epoch, .tag = op->tag};
+    peer_send(peer, &message);
+}
+
+void peer_op_mismatch(struct peer *peer, const struct peer_event *event) {
+    CHECK(event->op < MAX_OPS);
+    struct peer_op *op = &peer->ops[event->op];
+    if (!is_moving(op) || op->accused) {
+        return;
+    }
+    op->accused = true;
+    struct message message = {.type = MESSAGE_OP_MISMATCH};
+    message.as.op_mismatch = (struct message_op_mismatch){.epoch = peer->epoch,
+                                                          .tag = op->tag,
+                                                          .mine = op->descriptor,
+                                                          .theirs = event->descriptor,
+                                                          .other = event->other};
+    peer_send(peer, &message);
+}
+
+/* Asks the master to abort the op for all. */
+static void give_up(struct peer *peer, struct peer_op *op, uint16_t status, const char *reason) {
+    op->accused = true;
+    struct message message = {.type = MESSAGE_OP_ABORT};
+    message.as.op_abort.epoch = peer->epoch;
+    message.as.op_abort.tag = op->tag;
+    message.as.op_abort.status = status;
+    snprintf(message.as.op_abort.reason, sizeof message.as.op_abort.reason, "%s", reason);
+    peer_send(peer, &message);
+}
+
+void peer_op_refused(struct peer *peer, const struct peer_event *event) {
+    CHECK(event->op < MAX_OPS);
+    struct peer_op *op = &peer->ops[event->op];
+    if (is_moving(op) && !op->accused) {
+        give_up(peer, op, event->status, event->reason);
+    }
+}
+
+void peer_op_commit(struct peer *peer, const struct message_op *commit) {
+    int index = find_tag(peer, commit->tag);
+    if (commit->epoch != peer->epoch || index == NO_OP || peer->ops[index].state != OP_WHOLE) {
+        if (peer->phase == PEER_MEMBER) {
+            peer_join_control_closed(peer, "it committed a collective that is not complete");
+        }
+        return;
+    }
+    emit(peer, PEER_OP_FINISH, index);
+    peer->commits_seen++;
+    uint64_t call = peer->ops[index].call;
+    release(peer, index);
+    peer_complete(peer, call, pcclSuccess, peer->plan.world, "");
+}
+
+/* The master asks who has joined: the members that are silent have not. */
+void peer_op_asked(struct peer *peer, const struct message_op_waiting *question) {
+    int index = find_tag(peer, question->tag);
+    if (question->epoch == peer->epoch && index != NO_OP && is_moving(&peer->ops[index])) {
+        report_waiting(peer, &peer->ops[index]);
+    }
+}
+
+void peer_op_stragglers(struct peer *peer, const struct message_stragglers *stragglers) {
+    int index = find_tag(peer, stragglers->tag);
+    if (stragglers->epoch != peer->epoch || index == NO_OP) {
+        return;
+    }
+    for (uint16_t i = 0; i < stragglers->named; i++) {
+        char label[PEER_LABEL_BYTES];
+        peer_log(peer, PEER_LOG_WARN,
+                 "peer %s has not called the collective with tag %" PRIu64 " for %.1f s (%u missing)",
+                 peer_label(peer, &stragglers->peers[i], label), stragglers->tag,
+                 stragglers->waited_ms / 1e3, (unsigned)stragglers->total);
+    }
+}
+
+static void note_failed(struct peer *peer, uint64_t tag) {
+    if (peer->failed_count < MAX_FAILED_TAGS) {
+        peer->failed_tags[peer->failed_count++] = tag;
+    }
+}
+
+static void remember_verdict(struct peer *peer, const struct message_propose *propose) {
+    if (propose->has_guilty_tag) {
+        peer->has_guilty_tag = true;
+        peer->guilty_tag = propose->guilty_tag;
+        peer->guilty_status = propose->status;
+        snprintf(peer->guilty_reason, sizeof peer->guilty_reason, "%s", propose->reason);
+    }
+    int size = (int)sizeof peer->lost_reason;
+    snprintf(peer->lost_reason, (size_t)size, "the collective was aborted and may be retried: %.*s",
+             size - 64, propose->reason);
+}
+
+void peer_op_epoch_ended(struct peer *peer, const struct message_propose *propose) {
+    if (propose->fate == FATE_ABORT) {
+        if (peer->epoch != 0) { /* else the verdict on the last committed epoch still holds */
+            peer->has_guilty_tag = false;
+        }
+        remember_verdict(peer, propose);
+    }
+    int next;
+    for (int index = peer->first_op; index != NO_OP; index = next) {
+        struct peer_op *op = &peer->ops[index];
+        next = op->next;
+        if (op->state == OP_QUEUED) {
+            continue;
+        }
+        if (propose->fate == FATE_ABORT) {
+            uint16_t status;
+            const char *text;
+            verdict(peer, op->tag, &status, &text);
+            note_failed(peer, op->tag);
+            fail(peer, index, status, text);
+        } else if (is_moving(op)) {
+            emit(peer, PEER_OP_STOP, index);
+            op->state = OP_SUSPENDED;
+        }
+    }
+}
+
+static bool is_failed_here(const struct peer *peer, uint64_t tag) {
+    for (uint16_t i = 0; i < peer->failed_count; i++) {
+        if (peer->failed_tags[i] == tag) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Ops that failed at others before this peer called them fail here too, now or at the call. */
+static void apply_failed_tags(struct peer *peer, const struct message_commit_epoch *commit) {
+    for (uint16_t i = 0; i < commit->failed_count; i++) {
+        uint64_t tag = commit->failed_tags[i];
+        if (is_failed_here(peer, tag)) {
+            continue;
+        }
+        int index = find_tag(peer, tag);
+        if (index != NO_OP && peer->ops[index].state == OP_QUEUED) {
+            uint16_t status;
+            const char *text;
+            verdict(peer, tag, &status, &text);
+            fail(peer, index, status, text);
+        } else if (index == NO_OP && !take_mark(peer, tag) && peer->marked_count == MAX_FAILED_TAGS) {
+            continue;
+        } else if (index == NO_OP) {
+            peer->marked_tags[peer->marked_count++] = tag;
+        }
+    }
+}
+
+void peer_op_epoch_begun(struct peer *peer, const struct message_commit_epoch *commit, bool newcomer) {
+    if (!newcomer) {
+        apply_failed_tags(peer, commit);
+    }
+    peer->failed_count = 0;
+    int next;
+    for (int index = peer->first_op; index != NO_OP; index = next) {
+        next = peer->ops[index].next;
+        start(peer, index);
+    }
+    peer_op_check_conflict(peer);
+}
+
+void peer_op_fail_all(struct peer *peer, uint16_t status, const char *text) {
+    while (peer->first_op != NO_OP) {
+        fail(peer, peer->first_op, status, text);
+    }
+}
+
+void peer_op_clear_marks(struct peer *peer) {
+    peer->marked_count = 0;
+    peer->has_guilty_tag = false;
+}
+
+void peer_op_check_conflict(struct peer *peer) {
+    if (peer->open_vote == VOTE_NONE || peer->open_vote == VOTE_PEERS_PENDING) {
+        return;
+    }
+    /* The voter had no op in flight when it voted and can start none now, and the messages of the master
+     * keep their order: whatever still runs here will never be joined by it. */
+    for (int index = peer->first_op; index != NO_OP; index = peer->ops[index].next) {
+        struct peer_op *op = &peer->ops[index];
+        if (!is_moving(op) || op->accused) {
+            continue;
+        }
+        op->accused = true;
+        struct message message = {.type = MESSAGE_OP_CONFLICT};
+        message.as.op_conflict = (struct message_op_conflict){.epoch = peer->epoch,
+                                                              .tag = op->tag,
+                                                              .kind = peer->open_vote,
+                                                              .mine = op->descriptor};
+        peer_send(peer, &message);
+        return; /* one is enough to end the epoch */
+    }
+}
+
+static void op_tick(struct peer *peer, int index) {
+    struct peer_op *op = &peer->ops[index];
+    if (op->deadline_ns != 0 && peer->now_ns >= op->deadline_ns) {
+        static const char text[] = "it took longer than the timeout set for this call";
+        op->deadline_ns = 0;
+        if (!is_moving(op)) {
+            fail(peer, index, pcclTimeout, text);
+            return;
+        }
+        if (!op->accused) {
+            give_up(peer, op, pcclTimeout, text);
+        }
+    }
+    if (op->state == OP_RUNNING && peer->now_ns >= op->next_report_ns) {
+        report_waiting(peer, op);
+        op->next_report_ns = next_report(peer, op);
+    }
+}
+
+void peer_op_tick(struct peer *peer) {
+    if (peer->now_ns < peer->op_check_ns) {
+        return;
+    }
+    peer->op_check_ns = UINT64_MAX;
+    int next;
+    for (int index = peer->first_op; index != NO_OP; index = next) {
+        next = peer->ops[index].next;
+        if (peer->now_ns >= op_deadline(&peer->ops[index])) {
+            op_tick(peer, index);
+        }
+        if (peer->ops[index].state != OP_FREE) {
+            watch(peer, &peer->ops[index]);
+        }
+    }
+}
+
+uint64_t peer_op_deadline(const struct peer *peer) {
+    return peer->op_check_ns;
+}
+
+enum peer_match peer_find_op(const struct peer *peer, uint64_t epoch, uint64_t tag,
+                             uint64_t commits_seen, uint32_t *op) {
+    if (epoch < (peer->epoch != 0 ? peer->epoch : peer->plan.epoch)) {
+        return PEER_MATCH_STALE;
+    }
+    if (epoch != peer->epoch || commits_seen > peer->commits_seen) {
+        return PEER_MATCH_LATER;
+    }
+    int index = find_tag(peer, tag);
+    if (index == NO_OP || !is_moving(&peer->ops[index])) {
+        return PEER_MATCH_LATER;
+    }
+    *op = (uint32_t)index;
+    return PEER_MATCH_OP;
+}

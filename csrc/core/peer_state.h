@@ -1,0 +1,150 @@
+/* The state of a peer, and the calls between the files that step it. Only core/peer*.c and tests look
+ * in here. */
+#ifndef PCCL_CORE_PEER_STATE_H
+#define PCCL_CORE_PEER_STATE_H
+
+#include "core/peer.h"
+
+enum peer_phase {
+    PEER_IDLE,       /* not connected, never or not any more by its own will */
+    PEER_CONNECTING, /* the control connection is being made */
+    PEER_GREETING,   /* hello is sent */
+    PEER_PENDING,    /* welcome: waits for its first epoch */
+    PEER_MEMBER,
+    PEER_LEAVING, /* goodbye is sent */
+    PEER_OUT,     /* lost the master, or evicted: every call fails with `out_status` */
+};
+
+enum peer_op_state {
+    OP_FREE,
+    OP_QUEUED,    /* called between epochs: starts with the next one */
+    OP_SUSPENDED, /* was running in an epoch that ended in good order: starts over with the next one */
+    OP_RUNNING,
+    OP_WHOLE, /* the result is complete here and reported */
+};
+
+/* Ops in flight are in one list in the order of their calls and in the chain of their tag's bucket. */
+struct peer_op {
+    enum peer_op_state state;
+    bool blocking, accused; /* accused: a mismatch, a conflict or an abort was reported */
+    uint64_t call, tag, commits_seen;
+    uint64_t deadline_ns;    /* 0: none */
+    uint64_t next_report_ns; /* when to ask the master who is missing */
+    uint64_t started_ns;
+    struct op_descriptor descriptor;
+    int16_t previous, next; /* in the list; `next` alone for the free ones */
+    int16_t chained;        /* in the bucket */
+};
+
+enum { OP_BUCKETS = 1024, NO_OP = -1 };
+
+struct peer_link {
+    struct id key, member;
+    bool up;
+};
+
+struct peer {
+    struct peer_options options;
+    peer_perform perform;
+    void *context;
+    uint64_t now_ns, last_step_ns;
+
+    enum peer_phase phase;
+    uint16_t out_status;
+    char out_reason[MAX_REASON_BYTES + 1];
+    struct id id, run;
+    uint64_t connect_call, close_call; /* 0: none */
+    uint64_t phase_deadline_ns;        /* of CONNECTING, GREETING and LEAVING */
+    uint64_t last_heard_ns, next_heartbeat_ns;
+    bool control_open;
+
+    struct message_propose plan; /* the newest proposal */
+    uint64_t epoch;              /* committed; 0 while an epoch is being formed */
+    bool ready_sent;
+    struct peer_link links[MAX_LINKS];
+    uint32_t link_count;
+    uint64_t commits_seen; /* in this epoch */
+    struct peer_status status; /* of the last committed epoch */
+
+    struct peer_op ops[MAX_OPS];
+    int16_t first_op, last_op, free_op;
+    int16_t buckets[OP_BUCKETS];
+    uint32_t op_count;
+    uint64_t op_check_ns; /* no op has anything to do before */
+
+    /* Aborted since the last committed epoch; they go into READY. */
+    uint64_t failed_tags[MAX_FAILED_TAGS];
+    uint16_t failed_count;
+    /* Aborted elsewhere before this peer had called them: its next call fails likewise. */
+    uint64_t marked_tags[MAX_FAILED_TAGS];
+    uint16_t marked_count;
+    bool has_guilty_tag;
+    uint64_t guilty_tag;
+    uint16_t guilty_status;
+    char guilty_reason[MAX_REASON_BYTES + 1]; /* the sentence of the op that was at fault */
+    char lost_reason[MAX_REASON_BYTES + 1];   /* the sentence of all other ops */
+
+    uint64_t vote_call; /* 0: none */
+    uint8_t vote_kind;
+    uint8_t open_vote; /* kind of the joint call that a member of the group waits in, or VOTE_NONE */
+};
+
+/* peer.c */
+void peer_complete(struct peer *peer, uint64_t call, uint16_t status, uint64_t value, const char *text);
+void peer_send(struct peer *peer, const struct message *message);
+__attribute__((format(printf, 3, 4))) void peer_log(struct peer *peer, enum peer_log_level level,
+                                                    const char *format, ...);
+uint64_t peer_timeout_ns(const struct peer *peer);
+uint64_t peer_heartbeat_ns(const struct peer *peer);
+/* "name (3f09ab12)" of a member of the plan, or the digits alone. */
+enum { PEER_LABEL_BYTES = MAX_NAME_BYTES + 16 };
+const char *peer_label(const struct peer *peer, const struct id *id, char text[PEER_LABEL_BYTES]);
+
+/* peer_join.c */
+void peer_join_connect(struct peer *peer, const struct peer_event *event);
+void peer_join_close(struct peer *peer, const struct peer_event *event);
+void peer_join_control_open(struct peer *peer);
+void peer_join_control_closed(struct peer *peer, const char *reason);
+void peer_join_welcome(struct peer *peer, const struct message_welcome *welcome);
+void peer_join_refused(struct peer *peer, const struct message_refused *refused);
+void peer_join_evicted(struct peer *peer, const struct message_refused *evicted);
+void peer_join_farewell(struct peer *peer);
+void peer_join_tick(struct peer *peer);
+uint64_t peer_join_deadline(const struct peer *peer);
+/* Why a call can't be made now: writes a status and a sentence, or returns false if it can. */
+bool peer_join_hinders(const struct peer *peer, uint16_t *status, const char **text);
+
+/* peer_epoch.c */
+void peer_epoch_propose(struct peer *peer, const struct message_propose *propose);
+void peer_epoch_commit(struct peer *peer, const struct message_commit_epoch *commit);
+void peer_epoch_link_up(struct peer *peer, const struct id *key);
+void peer_epoch_link_down(struct peer *peer, const struct id *key, const char *reason);
+void peer_epoch_leave(struct peer *peer); /* closes all links and forgets the plan */
+
+/* peer_op.c */
+void peer_op_init(struct peer *peer);
+void peer_op_call(struct peer *peer, const struct peer_event *event);
+void peer_op_whole(struct peer *peer, uint32_t op);
+void peer_op_mismatch(struct peer *peer, const struct peer_event *event);
+void peer_op_refused(struct peer *peer, const struct peer_event *event);
+void peer_op_commit(struct peer *peer, const struct message_op *commit);
+void peer_op_asked(struct peer *peer, const struct message_op_waiting *question);
+void peer_op_stragglers(struct peer *peer, const struct message_stragglers *stragglers);
+void peer_op_epoch_ended(struct peer *peer, const struct message_propose *propose);
+void peer_op_epoch_begun(struct peer *peer, const struct message_commit_epoch *commit, bool newcomer);
+void peer_op_fail_all(struct peer *peer, uint16_t status, const char *text);
+/* Tells the master of ops that can't end because a member waits in the open joint call. */
+void peer_op_check_conflict(struct peer *peer);
+void peer_op_clear_marks(struct peer *peer);
+void peer_op_tick(struct peer *peer);
+uint64_t peer_op_deadline(const struct peer *peer);
+
+/* peer_vote.c */
+void peer_vote_call(struct peer *peer, const struct peer_event *event);
+void peer_vote_opened(struct peer *peer, const struct message_vote *vote);
+void peer_vote_result(struct peer *peer, const struct message_vote_result *result);
+void peer_vote_waiting(struct peer *peer, const struct message_stragglers *stragglers);
+void peer_vote_fail(struct peer *peer, uint16_t status, const char *text);
+const char *vote_kind_name(uint8_t kind);
+
+#endif

@@ -1,0 +1,69 @@
+/* Joint calls at a peer. The master counts the votes. */
+#include <stdio.h>
+
+#include "core/peer_state.h"
+#include "pccl.h"
+
+const char *vote_kind_name(uint8_t kind) {
+    static const char *const names[] = {"no joint call", "update_topology", "are_peers_pending",
+                                        "optimize_topology", "sync_shared_state"};
+    return kind < VOTE_KIND_END ? names[kind] : "?";
+}
+
+void peer_vote_call(struct peer *peer, const struct peer_event *event) {
+    uint16_t status;
+    const char *text;
+    if (peer_join_hinders(peer, &status, &text)) {
+        peer_complete(peer, event->call, status, 0, text);
+    } else if (peer->vote_call != 0) {
+        peer_complete(peer, event->call, pcclInvalidUsage, 0,
+                      "another thread waits in a joint call of this communicator: one at a time");
+    } else if (peer->op_count > 0 && event->vote != VOTE_PEERS_PENDING) {
+        peer_complete(peer, event->call, pcclPendingAsyncOps, 0,
+                      "collectives of this communicator are still in flight: await them first");
+    } else {
+        peer->vote_call = event->call;
+        peer->vote_kind = event->vote;
+        struct message message = {.type = MESSAGE_VOTE};
+        message.as.vote = (struct message_vote){.kind = event->vote};
+        peer_send(peer, &message);
+    }
+}
+
+void peer_vote_opened(struct peer *peer, const struct message_vote *vote) {
+    peer->open_vote = vote->kind;
+    peer_op_check_conflict(peer);
+}
+
+void peer_vote_waiting(struct peer *peer, const struct message_stragglers *stragglers) {
+    for (uint16_t i = 0; i < stragglers->named && peer->vote_call != 0; i++) {
+        char label[PEER_LABEL_BYTES];
+        peer_log(peer, PEER_LOG_WARN, "peer %s has not called %s for %.1f s (%u missing)",
+                 peer_label(peer, &stragglers->peers[i], label), vote_kind_name(stragglers->kind),
+                 stragglers->waited_ms / 1e3, (unsigned)stragglers->total);
+    }
+}
+
+void peer_vote_result(struct peer *peer, const struct message_vote_result *result) {
+    if (peer->open_vote == result->kind) {
+        peer->open_vote = VOTE_NONE;
+    }
+    if (peer->vote_call == 0 || peer->vote_kind != result->kind) {
+        return;
+    }
+    if (result->kind == VOTE_UPDATE_TOPOLOGY && result->status == pcclSuccess) {
+        peer_op_clear_marks(peer);
+    }
+    uint64_t call = peer->vote_call;
+    peer->vote_call = 0;
+    peer_complete(peer, call, result->status, result->value, result->reason);
+}
+
+void peer_vote_fail(struct peer *peer, uint16_t status, const char *text) {
+    peer->open_vote = VOTE_NONE;
+    if (peer->vote_call != 0) {
+        uint64_t call = peer->vote_call;
+        peer->vote_call = 0;
+        peer_complete(peer, call, status, 0, text);
+    }
+}
