@@ -12,7 +12,7 @@ enum {
     MAX_REASON_BYTES = 511,        /* a sentence that travels, without the terminating zero */
     MAX_FAILED_TAGS = 1024,        /* that one new epoch reports as failed */
     MAX_MESSAGE_BYTES = 128 * 1024, /* one control message, its header included */
-    MAX_GREETING_BYTES = 512,      /* the first message of a connection nobody has vouched for yet */
+    MAX_GREETING_BYTES = 1024,     /* the first message of a connection nobody has vouched for yet */
     MAX_STRANGERS = 256,           /* connections that have not greeted yet, per listening socket */
     STRANGER_TIMEOUT_MS = 5000,    /* how long such a connection may stay silent */
     MAX_OUTBOX_BYTES = 4 * 1024 * 1024, /* unsent control bytes before a connection counts as dead */

@@ -9,7 +9,7 @@ enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
 
 bool log_enabled(enum log_level level);
 /* `who` is a short prefix ("master", a peer's name). Any thread. */
-__attribute__((format(printf, 3, 4))) void log_line(enum log_level level, const char *who,
-                                                    const char *format, ...);
+__attribute__((format(printf, 3, 4))) void log_line(enum log_level level, const char *who, const char *format,
+                                                    ...);
 
 #endif

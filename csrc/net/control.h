@@ -24,9 +24,9 @@ struct control_buffer {
 };
 
 struct control {
-    int fd;              /* owned; -1 when there is none */
-    bool vouched;        /* messages may be as long as MAX_MESSAGE_BYTES */
-    bool failed;         /* `reason` says why; only control_free() is left to do */
+    int fd;       /* owned; -1 when there is none */
+    bool vouched; /* messages may be as long as MAX_MESSAGE_BYTES */
+    bool failed;  /* `reason` says why; only control_free() is left to do */
     struct control_buffer inbox, outbox;
     char reason[CONTROL_REASON_BYTES];
 };

@@ -31,16 +31,16 @@ enum frame_flags {
  * `commits_seen` tells apart successive ops under one tag; see peer_find_op() in core/peer.h. After it:
  * DATA repeats the `grant` that the receiver gave. */
 struct frame {
-    uint8_t type;  /* enum frame_type */
-    uint8_t flags; /* enum frame_flags */
-    uint16_t step; /* DATA: of the op's schedule */
-    uint32_t chunk; /* DATA: within the segment that this step moves */
+    uint8_t type;           /* enum frame_type */
+    uint8_t flags;          /* enum frame_flags */
+    uint16_t step;          /* DATA: of the op's schedule */
+    uint32_t chunk;         /* DATA: within the segment that this step moves */
     uint32_t payload_bytes; /* DATA: 1 to MAX_CHUNK_BYTES; else 0 */
-    uint32_t credit; /* bytes of the eager window given back */
+    uint32_t credit;        /* bytes of the eager window given back */
     uint64_t epoch;
     uint64_t tag;
     uint64_t commits_seen; /* GRANT, eager DATA: ops committed in this epoch before the sender's call */
-    uint32_t grant; /* GRANT: the number that granted DATA must bear; granted DATA: that number */
+    uint32_t grant;        /* GRANT: the number that granted DATA must bear; granted DATA: that number */
     struct op_descriptor descriptor; /* GRANT, DATA */
 };
 

@@ -19,37 +19,43 @@ enum { PROTOCOL_VERSION = 1, OLDEST_PROTOCOL_VERSION = 1 };
 enum { MESSAGE_HEADER_BYTES = 6 };
 
 enum message_type {
-    MESSAGE_HELLO = 1,   /* peer: let me in (first message; its prefix is the same in all versions) */
-    MESSAGE_WELCOME,     /* master: you are known as ..., wait for an epoch */
-    MESSAGE_REFUSED,     /* master: no, because ... (same in all versions); it then closes */
-    MESSAGE_CENSUS,      /* master: the sizes that span the run, sent before what they belong to */
-    MESSAGE_PROPOSE,     /* master: your group's next epoch; the one before is over */
-    MESSAGE_READY,       /* peer: all links of that epoch are up */
-    MESSAGE_UNREACHABLE, /* peer: the link to ... could not be made */
-    MESSAGE_COMMIT_EPOCH, /* master: all are ready, go */
-    MESSAGE_LINK_LOST,   /* peer: the link to ... broke (epoch committed, or 0 between) */
-    MESSAGE_VOTE,        /* peer: my user has called the joint call ... */
-    MESSAGE_VOTE_OPENED, /* master: ... is the first who waits in that call */
-    MESSAGE_VOTE_WAITING, /* master: the call waits for ... since ... */
-    MESSAGE_VOTE_RESULT, /* master: the joint call has ended */
-    MESSAGE_OP_DONE,     /* peer: I hold the whole result */
-    MESSAGE_OP_COMMIT,   /* master: all members do */
-    MESSAGE_OP_MISMATCH, /* peer: ... calls something else under this tag */
-    MESSAGE_OP_CONFLICT, /* peer: I wait in an op for somebody who waits in a joint call */
-    MESSAGE_OP_ABORT,    /* peer: my user gives this op up */
-    MESSAGE_OP_WAITING,  /* peer: I am in this op; master: who is? */
+    MESSAGE_HELLO = 1,     /* peer: let me in (first message; its prefix is the same in all versions) */
+    MESSAGE_WELCOME,       /* master: you are known as ..., wait for an epoch */
+    MESSAGE_REFUSED,       /* master: no, because ... (same in all versions); it then closes */
+    MESSAGE_CENSUS,        /* master: the sizes that span the run, sent before what they belong to */
+    MESSAGE_PROPOSE,       /* master: your group's next epoch; the one before is over */
+    MESSAGE_READY,         /* peer: all links of that epoch are up */
+    MESSAGE_UNREACHABLE,   /* peer: the link to ... could not be made */
+    MESSAGE_COMMIT_EPOCH,  /* master: all are ready, go */
+    MESSAGE_LINK_LOST,     /* peer: the link to ... broke (epoch committed, or 0 between) */
+    MESSAGE_VOTE,          /* peer: my user has called the joint call ... */
+    MESSAGE_VOTE_OPENED,   /* master: ... is the first who waits in that call */
+    MESSAGE_VOTE_WAITING,  /* master: the call waits for ... since ... */
+    MESSAGE_VOTE_RESULT,   /* master: the joint call has ended */
+    MESSAGE_OP_DONE,       /* peer: I hold the whole result */
+    MESSAGE_OP_COMMIT,     /* master: all members do */
+    MESSAGE_OP_MISMATCH,   /* peer: ... calls something else under this tag */
+    MESSAGE_OP_CONFLICT,   /* peer: I wait in an op for somebody who waits in a joint call */
+    MESSAGE_OP_ABORT,      /* peer: my user gives this op up */
+    MESSAGE_OP_WAITING,    /* peer: I am in this op; master: who is? */
     MESSAGE_OP_STRAGGLERS, /* master: these have not joined it */
-    MESSAGE_HEARTBEAT,   /* both: I live */
-    MESSAGE_GOODBYE,     /* peer: I leave */
-    MESSAGE_FAREWELL,    /* master: all know, you may go */
-    MESSAGE_EVICTED,     /* master: you are out, because ...; it then closes */
+    MESSAGE_HEARTBEAT,     /* both: I live */
+    MESSAGE_GOODBYE,       /* peer: I leave */
+    MESSAGE_FAREWELL,      /* master: all know, you may go */
+    MESSAGE_EVICTED,       /* master: you are out, because ...; it then closes */
     MESSAGE_TYPE_END
 };
 
 enum op_kind { OP_ALL_REDUCE = 1, OP_BROADCAST, OP_ALL_GATHER, OP_REDUCE_SCATTER, OP_BARRIER, OP_KIND_END };
 enum op_algorithm { OP_ALGORITHM_RING = 0, OP_ALGORITHM_END };
-enum vote_kind { VOTE_NONE = 0, VOTE_UPDATE_TOPOLOGY, VOTE_PEERS_PENDING, VOTE_OPTIMIZE_TOPOLOGY,
-                 VOTE_SYNC_STATE, VOTE_KIND_END };
+enum vote_kind {
+    VOTE_NONE = 0,
+    VOTE_UPDATE_TOPOLOGY,
+    VOTE_PEERS_PENDING,
+    VOTE_OPTIMIZE_TOPOLOGY,
+    VOTE_SYNC_STATE,
+    VOTE_KIND_END
+};
 /* What becomes of the ops in flight when an epoch ends. */
 enum fate {
     FATE_ABORT = 1, /* they fail: a member was lost, a link broke, calls did not match */
@@ -64,16 +70,16 @@ struct op_descriptor {
     uint8_t reduce_op;      /* pcclRedOp_t */
     uint8_t quant_datatype; /* pcclDataType_t */
     uint8_t quant_algorithm;
-    uint8_t algorithm;      /* enum op_algorithm */
-    uint16_t root;          /* rank, for broadcast */
-    uint64_t count;         /* elements */
+    uint8_t algorithm; /* enum op_algorithm */
+    uint16_t root;     /* rank, for broadcast */
+    uint64_t count;    /* elements */
 };
 
 struct message_hello {
     uint16_t version, oldest_version; /* that the peer speaks; the rest is zero if the decoder does not */
     uint32_t group;
-    uint16_t streams;    /* 1 to MAX_STREAMS */
-    uint32_t timeout_ms; /* MIN_TIMEOUT_MS to MAX_TIMEOUT_MS */
+    uint16_t streams;              /* 1 to MAX_STREAMS */
+    uint32_t timeout_ms;           /* MIN_TIMEOUT_MS to MAX_TIMEOUT_MS */
     uint32_t straggler_timeout_ms; /* 0: none */
     struct address listen;         /* family 0: the address that I connect from, with this port */
     char name[MAX_NAME_BYTES + 1];
@@ -100,9 +106,9 @@ struct member {
 
 /* A link that the epoch needs: a link is known by its key, so an equal key means "keep it". */
 struct link_plan {
-    uint16_t rank;   /* of the other end */
+    uint16_t rank; /* of the other end */
     uint16_t streams;
-    bool opener;     /* the receiver of this message connects; else it is connected to */
+    bool opener; /* the receiver of this message connects; else it is connected to */
     struct id key;
 };
 
@@ -110,9 +116,9 @@ enum { MAX_LINKS = 8 }; /* of one peer in one epoch */
 
 struct message_propose {
     uint64_t epoch;
-    uint8_t fate;          /* enum fate: of ops of the epoch before */
-    uint16_t status;       /* pcclResult_t that those ops fail with (FATE_ABORT) */
-    bool has_guilty_tag;   /* then only the op with that tag gets `status`, others RankConnectionLost */
+    uint8_t fate;        /* enum fate: of ops of the epoch before */
+    uint16_t status;     /* pcclResult_t that those ops fail with (FATE_ABORT) */
+    bool has_guilty_tag; /* then only the op with that tag gets `status`, others RankConnectionLost */
     uint64_t guilty_tag;
     char reason[MAX_REASON_BYTES + 1]; /* why the epoch before has ended */
     uint16_t rank, world;
@@ -187,8 +193,8 @@ struct message_stragglers { /* MESSAGE_OP_STRAGGLERS, MESSAGE_VOTE_WAITING */
     uint8_t kind;           /* of the vote; VOTE_NONE for an op */
     uint64_t epoch, tag;    /* of the op; 0 for a vote */
     uint32_t waited_ms;
-    uint16_t total;         /* how many are missing */
-    uint16_t named;         /* how many of them stand below */
+    uint16_t total; /* how many are missing */
+    uint16_t named; /* how many of them stand below */
     struct id peers[MAX_NAMED_STRAGGLERS];
 };
 
@@ -228,8 +234,8 @@ enum decode_status {
 /* Reads one message from the `size` bytes at `bytes`; on DECODE_OK `*used` is what it took.
  * `limit` is the largest message accepted here (MAX_GREETING_BYTES before a greeting, else
  * MAX_MESSAGE_BYTES). Reads nothing beyond `size`, writes nothing but `message` and `used`. */
-enum decode_status message_decode(const uint8_t *bytes, size_t size, size_t limit,
-                                  struct message *message, size_t *used);
+enum decode_status message_decode(const uint8_t *bytes, size_t size, size_t limit, struct message *message,
+                                  size_t *used);
 
 /* "HELLO", "PROPOSE" ...; "?" for anything else. */
 const char *message_name(enum message_type type);

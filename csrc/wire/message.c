@@ -1,0 +1,371 @@
+#include "wire/message.h"
+
+#include "base/result.h"
+#include "wire/cursor.h"
+#include "wire/descriptor.h"
+
+/* Each body_ function below describes one body for both directions (wire/cursor.h). */
+
+static const uint8_t magic[8] = {'P', 'C', 'C', 'L', 0, 'r', 'u', 'n'};
+
+static void status(struct cursor *cursor, uint16_t *value) {
+    cursor_u16(cursor, value);
+    cursor_require(cursor, *value < RESULT_COUNT);
+}
+
+static void reason(struct cursor *cursor, char text[MAX_REASON_BYTES + 1]) {
+    cursor_string(cursor, text, MAX_REASON_BYTES);
+}
+
+static void vote_kind(struct cursor *cursor, uint8_t *kind, uint8_t lowest) {
+    cursor_u8(cursor, kind);
+    cursor_require(cursor, *kind >= lowest && *kind < VOTE_KIND_END);
+}
+
+static void streams(struct cursor *cursor, uint16_t *count) {
+    cursor_u16(cursor, count);
+    cursor_require(cursor, *count >= 1 && *count <= MAX_STREAMS);
+}
+
+static bool version_known(uint16_t version) {
+    return version >= OLDEST_PROTOCOL_VERSION && version <= PROTOCOL_VERSION;
+}
+
+/* Frozen up to the versions: any version must be able to say which ones it speaks. */
+static void body_hello(struct cursor *cursor, struct message_hello *hello) {
+    cursor_constant(cursor, magic, sizeof magic);
+    cursor_u16(cursor, &hello->version);
+    cursor_u16(cursor, &hello->oldest_version);
+    if (!version_known(hello->version)) {
+        if (cursor->reading) {
+            uint16_t version = hello->version, oldest_version = hello->oldest_version;
+            memset(hello, 0, sizeof *hello);
+            hello->version = version;
+            hello->oldest_version = oldest_version;
+            cursor->at = cursor->failed ? cursor->at : cursor->size;
+        }
+        return;
+    }
+    cursor_u32(cursor, &hello->group);
+    streams(cursor, &hello->streams);
+    cursor_u32(cursor, &hello->timeout_ms);
+    cursor_require(cursor, hello->timeout_ms >= MIN_TIMEOUT_MS && hello->timeout_ms <= MAX_TIMEOUT_MS);
+    cursor_u32(cursor, &hello->straggler_timeout_ms);
+    cursor_address(cursor, &hello->listen);
+    cursor_string(cursor, hello->name, MAX_NAME_BYTES);
+}
+
+static void body_welcome(struct cursor *cursor, struct message_welcome *welcome) {
+    cursor_constant(cursor, magic, sizeof magic);
+    cursor_id(cursor, &welcome->run);
+    cursor_id(cursor, &welcome->peer);
+}
+
+/* Frozen: a peer of any version must be able to read why it was refused. */
+static void body_refused(struct cursor *cursor, struct message_refused *refused) {
+    cursor_constant(cursor, magic, sizeof magic);
+    cursor_u16(cursor, &refused->status);
+    if (cursor->reading && refused->status >= RESULT_COUNT) {
+        refused->status = pcclRefused;
+    }
+    reason(cursor, refused->reason);
+}
+
+static void body_evicted(struct cursor *cursor, struct message_refused *evicted) {
+    status(cursor, &evicted->status);
+    reason(cursor, evicted->reason);
+}
+
+static void body_census(struct cursor *cursor, struct message_census *census) {
+    cursor_u32(cursor, &census->peers);
+    cursor_u32(cursor, &census->groups);
+    cursor_u32(cursor, &census->largest_group);
+    cursor_require(cursor, census->peers <= MAX_PEERS && census->groups <= MAX_PEERS &&
+                               census->largest_group <= MAX_PEERS);
+}
+
+static void link_plan(struct cursor *cursor, struct link_plan *link, uint16_t world) {
+    cursor_u16(cursor, &link->rank);
+    cursor_require(cursor, link->rank < world);
+    streams(cursor, &link->streams);
+    cursor_bool(cursor, &link->opener);
+    cursor_id(cursor, &link->key);
+}
+
+static void member(struct cursor *cursor, struct member *member) {
+    cursor_id(cursor, &member->id);
+    cursor_address(cursor, &member->address);
+    cursor_string(cursor, member->name, MAX_NAME_BYTES);
+}
+
+static void body_propose(struct cursor *cursor, struct message_propose *propose) {
+    cursor_u64(cursor, &propose->epoch);
+    cursor_u8(cursor, &propose->fate);
+    cursor_require(cursor, propose->fate >= FATE_ABORT && propose->fate <= FATE_END);
+    status(cursor, &propose->status);
+    cursor_bool(cursor, &propose->has_guilty_tag);
+    cursor_u64(cursor, &propose->guilty_tag);
+    reason(cursor, propose->reason);
+    cursor_u16(cursor, &propose->rank);
+    cursor_u16(cursor, &propose->world);
+    cursor_require(cursor, propose->rank < propose->world && propose->world <= MAX_PEERS);
+    cursor_u16(cursor, &propose->link_count);
+    cursor_require(cursor, propose->link_count <= MAX_LINKS);
+    for (uint16_t i = 0; i < propose->link_count && !cursor->failed; i++) {
+        link_plan(cursor, &propose->links[i], propose->world);
+    }
+    for (uint16_t i = 0; i < propose->world && !cursor->failed; i++) {
+        member(cursor, &propose->members[i]);
+    }
+}
+
+/* Of READY and COMMIT_EPOCH, which say the same of one peer and of all. */
+static void failed_tags(struct cursor *cursor, uint16_t *count, uint64_t tags[MAX_FAILED_TAGS]) {
+    cursor_u16(cursor, count);
+    cursor_require(cursor, *count <= MAX_FAILED_TAGS);
+    for (uint16_t i = 0; i < *count && !cursor->failed; i++) {
+        cursor_u64(cursor, &tags[i]);
+    }
+}
+
+static void body_ready(struct cursor *cursor, struct message_ready *ready) {
+    cursor_u64(cursor, &ready->epoch);
+    failed_tags(cursor, &ready->failed_count, ready->failed_tags);
+}
+
+static void body_commit_epoch(struct cursor *cursor, struct message_commit_epoch *commit) {
+    cursor_u64(cursor, &commit->epoch);
+    failed_tags(cursor, &commit->failed_count, commit->failed_tags);
+}
+
+static void body_unreachable(struct cursor *cursor, struct message_unreachable *unreachable) {
+    cursor_u64(cursor, &unreachable->epoch);
+    cursor_id(cursor, &unreachable->peer);
+    reason(cursor, unreachable->reason);
+}
+
+static void body_vote(struct cursor *cursor, struct message_vote *vote) {
+    vote_kind(cursor, &vote->kind, VOTE_UPDATE_TOPOLOGY);
+    cursor_id(cursor, &vote->peer);
+}
+
+static void body_vote_result(struct cursor *cursor, struct message_vote_result *result) {
+    vote_kind(cursor, &result->kind, VOTE_UPDATE_TOPOLOGY);
+    status(cursor, &result->status);
+    cursor_u64(cursor, &result->value);
+    reason(cursor, result->reason);
+}
+
+static void body_op(struct cursor *cursor, struct message_op *op) {
+    cursor_u64(cursor, &op->epoch);
+    cursor_u64(cursor, &op->tag);
+}
+
+static void body_op_waiting(struct cursor *cursor, struct message_op_waiting *waiting) {
+    cursor_u64(cursor, &waiting->epoch);
+    cursor_u64(cursor, &waiting->tag);
+    cursor_u32(cursor, &waiting->waited_ms);
+}
+
+static void body_op_mismatch(struct cursor *cursor, struct message_op_mismatch *mismatch) {
+    cursor_u64(cursor, &mismatch->epoch);
+    cursor_u64(cursor, &mismatch->tag);
+    cursor_descriptor(cursor, &mismatch->mine);
+    cursor_descriptor(cursor, &mismatch->theirs);
+    cursor_id(cursor, &mismatch->other);
+}
+
+static void body_op_conflict(struct cursor *cursor, struct message_op_conflict *conflict) {
+    cursor_u64(cursor, &conflict->epoch);
+    cursor_u64(cursor, &conflict->tag);
+    vote_kind(cursor, &conflict->kind, VOTE_UPDATE_TOPOLOGY);
+    cursor_descriptor(cursor, &conflict->mine);
+}
+
+static void body_op_abort(struct cursor *cursor, struct message_op_abort *abort_) {
+    cursor_u64(cursor, &abort_->epoch);
+    cursor_u64(cursor, &abort_->tag);
+    status(cursor, &abort_->status);
+    reason(cursor, abort_->reason);
+}
+
+static void body_stragglers(struct cursor *cursor, struct message_stragglers *stragglers) {
+    vote_kind(cursor, &stragglers->kind, VOTE_NONE);
+    cursor_u64(cursor, &stragglers->epoch);
+    cursor_u64(cursor, &stragglers->tag);
+    cursor_u32(cursor, &stragglers->waited_ms);
+    cursor_u16(cursor, &stragglers->total);
+    cursor_require(cursor, stragglers->total <= MAX_PEERS);
+    cursor_u16(cursor, &stragglers->named);
+    cursor_require(cursor,
+                   stragglers->named <= MAX_NAMED_STRAGGLERS && stragglers->named <= stragglers->total);
+    for (uint16_t i = 0; i < stragglers->named && !cursor->failed; i++) {
+        cursor_id(cursor, &stragglers->peers[i]);
+    }
+}
+
+static void body(struct cursor *cursor, struct message *message) {
+    switch (message->type) {
+    case MESSAGE_HELLO:
+        body_hello(cursor, &message->as.hello);
+        break;
+    case MESSAGE_WELCOME:
+        body_welcome(cursor, &message->as.welcome);
+        break;
+    case MESSAGE_REFUSED:
+        body_refused(cursor, &message->as.refused);
+        break;
+    case MESSAGE_CENSUS:
+        body_census(cursor, &message->as.census);
+        break;
+    case MESSAGE_PROPOSE:
+        body_propose(cursor, &message->as.propose);
+        break;
+    case MESSAGE_READY:
+        body_ready(cursor, &message->as.ready);
+        break;
+    case MESSAGE_UNREACHABLE:
+    case MESSAGE_LINK_LOST:
+        body_unreachable(cursor, &message->as.unreachable);
+        break;
+    case MESSAGE_COMMIT_EPOCH:
+        body_commit_epoch(cursor, &message->as.commit_epoch);
+        break;
+    case MESSAGE_VOTE:
+    case MESSAGE_VOTE_OPENED:
+        body_vote(cursor, &message->as.vote);
+        break;
+    case MESSAGE_VOTE_RESULT:
+        body_vote_result(cursor, &message->as.vote_result);
+        break;
+    case MESSAGE_OP_DONE:
+    case MESSAGE_OP_COMMIT:
+    case MESSAGE_OP_WAITING:
+        body_op_waiting(cursor, &message->as.op_waiting);
+        break;
+    case MESSAGE_OP_MISMATCH:
+        body_op_mismatch(cursor, &message->as.op_mismatch);
+        break;
+    case MESSAGE_OP_CONFLICT:
+        body_op_conflict(cursor, &message->as.op_conflict);
+        break;
+    case MESSAGE_OP_ABORT:
+        body_op_abort(cursor, &message->as.op_abort);
+        break;
+    case MESSAGE_VOTE_WAITING:
+    case MESSAGE_OP_STRAGGLERS:
+        body_stragglers(cursor, &message->as.stragglers);
+        break;
+    case MESSAGE_EVICTED:
+        body_evicted(cursor, &message->as.refused);
+        break;
+    case MESSAGE_HEARTBEAT:
+    case MESSAGE_GOODBYE:
+    case MESSAGE_FAREWELL:
+        break; /* no body */
+    case MESSAGE_TYPE_END:
+        break;
+    }
+    cursor_end(cursor);
+}
+
+static bool type_known(uint32_t type) {
+    return type >= MESSAGE_HELLO && type < MESSAGE_TYPE_END;
+}
+
+static void header(struct cursor *cursor, uint32_t *body_bytes, uint16_t *type) {
+    cursor_u32(cursor, body_bytes);
+    cursor_u16(cursor, type);
+}
+
+size_t message_encode(const struct message *message, uint8_t *bytes, size_t capacity) {
+    CHECK(type_known(message->type));
+    if (capacity < MESSAGE_HEADER_BYTES) {
+        return 0;
+    }
+    struct cursor rest = cursor_write(bytes + MESSAGE_HEADER_BYTES, capacity - MESSAGE_HEADER_BYTES);
+    body(&rest, (struct message *)message); /* a writing cursor changes nothing in it */
+    if (rest.failed) {
+        return 0;
+    }
+    uint32_t body_bytes = (uint32_t)rest.at;
+    uint16_t type = (uint16_t)message->type;
+    struct cursor front = cursor_write(bytes, MESSAGE_HEADER_BYTES);
+    header(&front, &body_bytes, &type);
+    return MESSAGE_HEADER_BYTES + rest.at;
+}
+
+static bool has_magic(uint16_t type) {
+    return type == MESSAGE_HELLO || type == MESSAGE_WELCOME || type == MESSAGE_REFUSED;
+}
+
+/* What the bytes that have arrived so far show already: waiting for the rest of something that is no
+ * message would only hold memory, and hide from the user that he talks to something else. */
+static enum decode_status look_ahead(const uint8_t *bytes, size_t size, size_t limit, size_t *total) {
+    uint8_t start[MESSAGE_HEADER_BYTES] = {0};
+    memcpy(start, bytes, size < sizeof start ? size : sizeof start);
+    uint32_t body_bytes = 0;
+    uint16_t type = 0;
+    struct cursor cursor = cursor_read(start, sizeof start);
+    header(&cursor, &body_bytes, &type);
+    if (size >= sizeof body_bytes && (limit < sizeof start || body_bytes > limit - sizeof start)) {
+        return DECODE_BAD;
+    }
+    if (size < sizeof start) {
+        return DECODE_INCOMPLETE;
+    }
+    size_t arrived = size - sizeof start < body_bytes ? size - sizeof start : body_bytes;
+    size_t comparable = arrived < sizeof magic ? arrived : sizeof magic;
+    if (!type_known(type) || (has_magic(type) && memcmp(bytes + sizeof start, magic, comparable) != 0)) {
+        return DECODE_BAD;
+    }
+    *total = sizeof start + body_bytes;
+    return size < *total ? DECODE_INCOMPLETE : DECODE_OK;
+}
+
+enum decode_status message_decode(const uint8_t *bytes, size_t size, size_t limit, struct message *message,
+                                  size_t *used) {
+    size_t total = 0;
+    enum decode_status ahead = size == 0 ? DECODE_INCOMPLETE : look_ahead(bytes, size, limit, &total);
+    if (ahead != DECODE_OK) {
+        return ahead;
+    }
+    message->type = (enum message_type)(bytes[4] | bytes[5] << 8);
+    struct cursor cursor = cursor_read(bytes + MESSAGE_HEADER_BYTES, total - MESSAGE_HEADER_BYTES);
+    body(&cursor, message);
+    if (cursor.failed) {
+        return DECODE_BAD;
+    }
+    *used = total;
+    return DECODE_OK;
+}
+
+const char *message_name(enum message_type type) {
+    static const char *const names[MESSAGE_TYPE_END] = {
+        [MESSAGE_HELLO] = "HELLO",
+        [MESSAGE_WELCOME] = "WELCOME",
+        [MESSAGE_REFUSED] = "REFUSED",
+        [MESSAGE_CENSUS] = "CENSUS",
+        [MESSAGE_PROPOSE] = "PROPOSE",
+        [MESSAGE_READY] = "READY",
+        [MESSAGE_UNREACHABLE] = "UNREACHABLE",
+        [MESSAGE_COMMIT_EPOCH] = "COMMIT_EPOCH",
+        [MESSAGE_LINK_LOST] = "LINK_LOST",
+        [MESSAGE_VOTE] = "VOTE",
+        [MESSAGE_VOTE_OPENED] = "VOTE_OPENED",
+        [MESSAGE_VOTE_WAITING] = "VOTE_WAITING",
+        [MESSAGE_VOTE_RESULT] = "VOTE_RESULT",
+        [MESSAGE_OP_DONE] = "OP_DONE",
+        [MESSAGE_OP_COMMIT] = "OP_COMMIT",
+        [MESSAGE_OP_MISMATCH] = "OP_MISMATCH",
+        [MESSAGE_OP_CONFLICT] = "OP_CONFLICT",
+        [MESSAGE_OP_ABORT] = "OP_ABORT",
+        [MESSAGE_OP_WAITING] = "OP_WAITING",
+        [MESSAGE_OP_STRAGGLERS] = "OP_STRAGGLERS",
+        [MESSAGE_HEARTBEAT] = "HEARTBEAT",
+        [MESSAGE_GOODBYE] = "GOODBYE",
+        [MESSAGE_FAREWELL] = "FAREWELL",
+        [MESSAGE_EVICTED] = "EVICTED",
+    };
+    return type_known((uint32_t)type) ? names[type] : "?";
+}
