@@ -240,6 +240,8 @@ static void body(struct cursor *cursor, struct message *message) {
         break;
     case MESSAGE_OP_DONE:
     case MESSAGE_OP_COMMIT:
+        body_op(cursor, &message->as.op);
+        break;
     case MESSAGE_OP_WAITING:
         body_op_waiting(cursor, &message->as.op_waiting);
         break;
