@@ -1,0 +1,147 @@
+"""What an op is: plain values, and how they become C structs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._arrays import Memory, memory_pair
+from ._enums import DataType, DistributionHint, QuantizationAlgorithm, ReduceOp
+from ._native import ffi
+
+__all__ = [
+    "QuantizationOptions",
+    "ReduceDescriptor",
+    "ReduceInfo",
+    "ReduceOpDescriptor",
+    "ReduceOperandDescriptor",
+    "descriptor_for",
+    "fill_descriptor",
+]
+
+MAX_TAG = 2**64 - 1
+
+
+@dataclass
+class ReduceInfo:
+    """How an op went: the world size of the group when it was committed, and bytes on the wire."""
+
+    local_world_size: int
+    tx_bytes: int
+    rx_bytes: int
+
+    @classmethod
+    def from_c(cls, info: Any) -> ReduceInfo:
+        return cls(info.local_world_size, info.tx_bytes, info.rx_bytes)
+
+
+@dataclass
+class ReduceOperandDescriptor:
+    """The elements of the arrays of an op."""
+
+    datatype: DataType
+    distribution_hint: DistributionHint = DistributionHint.NONE
+
+
+@dataclass
+class QuantizationOptions:
+    """How elements are made smaller for the wire."""
+
+    quantized_datatype: DataType = DataType.UINT8
+    algorithm: QuantizationAlgorithm = QuantizationAlgorithm.MIN_MAX
+
+
+@dataclass
+class ReduceDescriptor:
+    """One op, without its arrays. Equal at all peers of the group."""
+
+    count: int
+    op: ReduceOp | str
+    tag: int
+    operand_descriptor: ReduceOperandDescriptor
+    quantization_options: QuantizationOptions
+
+
+@dataclass
+class ReduceOpDescriptor:
+    """One op of all_reduce_multiple_with_retry(), with its arrays. Made by from_torch() and from_numpy(),
+    which keep the arrays alive, or from two addresses that the caller answers for."""
+
+    sendbuf_ptr: int
+    recvbuf_ptr: int
+    reduce_descriptor: ReduceDescriptor
+    _owners: tuple[object, ...] = field(default=(), repr=False, compare=False)
+
+    @classmethod
+    def _from_arrays(cls, send: Any, recv: Any, reduce_descriptor: ReduceDescriptor) -> ReduceOpDescriptor:
+        source, target = memory_pair(send, recv)
+        _check_operand(reduce_descriptor.operand_descriptor, source.datatype)
+        if reduce_descriptor.count > source.count:
+            raise ValueError(
+                f"the descriptor counts {reduce_descriptor.count} elements but the arrays have {source.count}"
+            )
+        return cls(source.address, target.address, reduce_descriptor, (source.owner, target.owner))
+
+    @classmethod
+    def from_torch(cls, send: Any, recv: Any, reduce_descriptor: ReduceDescriptor) -> ReduceOpDescriptor:
+        """For torch CPU tensors; the same tensor twice is in place."""
+        return cls._from_arrays(send, recv, reduce_descriptor)
+
+    @classmethod
+    def from_numpy(cls, send: Any, recv: Any, reduce_descriptor: ReduceDescriptor) -> ReduceOpDescriptor:
+        """For NumPy arrays; the same array twice is in place."""
+        return cls._from_arrays(send, recv, reduce_descriptor)
+
+    def fill(self, target: Any) -> None:
+        """Write into a pcclReduceOpDescriptor_t."""
+        target.sendbuf = ffi.cast("void *", self.sendbuf_ptr)
+        target.recvbuf = ffi.cast("void *", self.recvbuf_ptr)
+        fill_descriptor(target.descriptor, self.reduce_descriptor)
+
+
+def _check_operand(operand: ReduceOperandDescriptor, datatype: DataType) -> None:
+    if not isinstance(operand, ReduceOperandDescriptor):
+        raise TypeError(f"operand_descriptor must be a ReduceOperandDescriptor, not {type(operand).__name__}")
+    if operand.datatype is not datatype:
+        raise ValueError(
+            f"operand_descriptor says {operand.datatype!r} but the arrays hold {datatype.dtype_name}"
+        )
+
+
+def descriptor_for(
+    memory: Memory,
+    op: ReduceOp | str,
+    tag: int,
+    operand: ReduceOperandDescriptor | None,
+    quantization: QuantizationOptions | None,
+) -> ReduceDescriptor:
+    """The op over a whole array."""
+    if operand is None:
+        operand = ReduceOperandDescriptor(memory.datatype)
+    _check_operand(operand, memory.datatype)
+    if quantization is None:
+        quantization = QuantizationOptions(memory.datatype, QuantizationAlgorithm.NONE)
+    return ReduceDescriptor(memory.count, op, tag, operand, quantization)
+
+
+def fill_descriptor(target: Any, descriptor: ReduceDescriptor) -> None:
+    """Write into a pcclReduceDescriptor_t. TypeError or ValueError for what C could not take."""
+    count, tag = descriptor.count, descriptor.tag
+    quantization = descriptor.quantization_options
+    if not isinstance(tag, int) or isinstance(tag, bool):
+        raise TypeError(f"tag must be an int, not {type(tag).__name__}")
+    if not 0 <= tag <= MAX_TAG:
+        raise ValueError(f"tag must be from 0 to 2**64 - 1, not {tag}")
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"count must be a positive int, not {count!r}")
+    if not isinstance(quantization, QuantizationOptions):
+        raise TypeError(
+            f"quantization_options must be QuantizationOptions, not {type(quantization).__name__}"
+        )
+    target.count = count
+    target.op = ReduceOp.of(descriptor.op).value
+    target.tag = tag
+    target.src_descriptor.datatype = descriptor.operand_descriptor.datatype.value
+    target.src_descriptor.distribution_hint = descriptor.operand_descriptor.distribution_hint.value
+    target.quantization_options.quantized_datatype = quantization.quantized_datatype.value
+    target.quantization_options.algorithm = quantization.algorithm.value

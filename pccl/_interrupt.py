@@ -1,0 +1,62 @@
+"""Ctrl-C, and every other Python signal handler, during a wait in C.
+
+While a call waits, C asks pccl_interrupted() every INTERVAL_MS. Entering Python code is what gives pending
+signal handlers their turn (in the main thread). What a handler raises is kept aside, the wait is ended, and
+the caller raises it again once the C call has returned.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Any
+
+from ._errors import check, last_error
+from ._native import ffi, lib
+
+__all__ = ["call", "try_call", "watch"]
+
+INTERVAL_MS = 50
+
+
+class _Raised(threading.local):
+    """What a signal handler raised in this thread's wait."""
+
+    exception: BaseException | None = None
+
+
+_raised = _Raised()
+
+
+def _keep(kind: type[BaseException], exception: BaseException | None, trace: TracebackType | None) -> None:
+    _raised.exception = exception if exception is not None else kind()
+
+
+@ffi.def_extern(error=True, onerror=_keep)  # type: ignore[untyped-decorator]
+def pccl_interrupted(context: Any) -> bool:
+    # A handler of a pending signal runs, and may raise, as this function is entered or left; the bytecode
+    # of the loop gives it a safe point within.
+    for _ in range(2):
+        pass
+    return False
+
+
+def watch(comm: Any) -> None:
+    """Have waits of this communicator interrupted."""
+    check(lib.pcclSetInterruptCheck(comm, lib.pccl_interrupted, ffi.NULL, INTERVAL_MS))
+
+
+def try_call(function: Any, *arguments: Any) -> int:
+    """Call a C function that may wait, and return its result; raise what a signal handler raised."""
+    result = int(function(*arguments))
+    exception, _raised.exception = _raised.exception, None
+    if exception is not None:
+        raise exception
+    return result
+
+
+def call(function: Any, *arguments: Any) -> None:
+    """Call a C function that may wait; raise unless it succeeds."""
+    result = try_call(function, *arguments)
+    if result != lib.pcclSuccess:
+        raise last_error(result)

@@ -1,0 +1,79 @@
+"""The master, run inside this process."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from types import TracebackType
+from typing import Any
+
+from ._address import format_address, resolve
+from ._enums import Result
+from ._errors import check
+from ._native import ffi, lib
+
+__all__ = ["MasterNode"]
+
+
+def _destroy(master: Any, process_id: int) -> None:
+    # A forked child has a copy of the handle but none of its threads.
+    if os.getpid() == process_id:
+        lib.pcclDestroyMaster(master)
+
+
+class MasterNode:
+    """Decides who is in. One per run; never touches the peers' arrays.
+
+        with pccl.MasterNode("0.0.0.0:48148") as master:
+            ...
+
+    The address is in use from here on; port 0 picks a free one (see `port`).
+    """
+
+    def __init__(self, listen_address: str) -> None:
+        address = resolve(listen_address, Result.INVALID_ARGUMENT)
+        check(lib.pcclInit())
+        handle = ffi.new("pcclMasterInstance_t **")
+        check(lib.pcclCreateMaster(address[0], handle))
+        self._master = handle[0]
+        self._finalizer = weakref.finalize(self, _destroy, self._master, os.getpid())
+        bound = ffi.new("ccoip_socket_address_t *")
+        check(lib.pcclMasterGetAddress(self._master, bound))
+        self._address = format_address(bound)
+        self._port = int(bound.port)
+
+    @property
+    def address(self) -> str:
+        """Where it listens, such as "127.0.0.1:48148"."""
+        return self._address
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return self._port
+
+    def run(self) -> None:
+        """Start serving, in a thread of its own. Does not block."""
+        check(lib.pcclRunMaster(self._master))
+
+    def interrupt(self) -> None:
+        """Ask it to stop. Does not block; may be called in a signal handler."""
+        check(lib.pcclInterruptMaster(self._master))
+
+    def wait(self) -> None:
+        """Block until it has stopped. Signal handlers do not run meanwhile in this thread: in a program that
+        is to end by a signal, call it in another thread than the main one."""
+        check(lib.pcclMasterAwaitTermination(self._master))
+
+    def __enter__(self) -> MasterNode:
+        self.run()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.interrupt()
+        self.wait()

@@ -1,0 +1,63 @@
+"""The command line. Results on stdout, logs on stderr; exit status 0 done, 1 failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["main"]
+
+# `pccl bench NAME`: the module of pccl.benchmarks whose main(arguments) it is, and its line in the help.
+BENCHMARKS = {"allreduce": "all-reduce over sizes, in the columns of nccl-tests"}
+
+
+def _parser() -> argparse.ArgumentParser:
+    import argparse
+
+    from . import __version__, master
+
+    parser = argparse.ArgumentParser(prog="pccl", description="Fault-tolerant collective communication.")
+    parser.add_argument("--version", action="version", version=f"pccl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    master.add_arguments(
+        commands.add_parser(
+            "master", help="run a master", description="Run a master until SIGINT or SIGTERM."
+        )
+    )
+    # The benchmarks read their own options, --help among them.
+    bench = commands.add_parser("bench", help="measure this machine or network", add_help=False)
+    bench.add_argument("arguments", nargs=argparse.REMAINDER)
+    return parser
+
+
+def _bench(arguments: list[str]) -> int:
+    names = "\n".join(f"  {name:12}{text}" for name, text in BENCHMARKS.items())
+    usage = f"usage: pccl bench NAME [OPTION ...]\n\n{names}\n\npccl bench NAME --help tells the options."
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(usage)
+        return 0
+    if not arguments or arguments[0] not in BENCHMARKS:
+        print(usage, file=sys.stderr)
+        return 2
+    try:
+        module = importlib.import_module(f"pccl.benchmarks.{arguments[0]}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("pccl"):
+            raise
+        print(f"pccl bench: {error.name} is missing: pip install 'pccl[bench]'", file=sys.stderr)
+        return 1
+    return int(module.main(arguments[1:]) or 0)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    options = _parser().parse_args(arguments)
+    if options.command == "master":
+        from .master import serve
+
+        return serve(options.listen_address)
+    return _bench(options.arguments)

@@ -1,0 +1,393 @@
+"""One peer of a run."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import time
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from . import _interrupt
+from ._address import resolve
+from ._arrays import Memory, memory_pair
+from ._descriptors import (
+    QuantizationOptions,
+    ReduceDescriptor,
+    ReduceInfo,
+    ReduceOpDescriptor,
+    ReduceOperandDescriptor,
+    descriptor_for,
+    fill_descriptor,
+)
+from ._enums import Attribute, ReduceOp, Result
+from ._errors import PCCLError, PeerLostError, check
+from ._native import ffi, lib
+from ._operations import InFlight, NativeOperation, Operation, ThreadOperation
+
+__all__ = ["AsyncReduceHandle", "Communicator"]
+
+_logger = logging.getLogger("pccl")
+_open: weakref.WeakSet[Communicator] = weakref.WeakSet()
+
+# What another attempt of connect() can cure.
+_WORTH_ANOTHER_ATTEMPT = frozenset(
+    {
+        Result.MASTER_CONNECTION_FAILED,
+        Result.MASTER_CONNECTION_LOST,
+        Result.RANK_CONNECTION_FAILED,
+        Result.RANK_CONNECTION_LOST,
+        Result.TIMEOUT,
+    }
+)
+_SECONDS_BETWEEN_ATTEMPTS = 1.0
+
+
+def _destroy(comm: Any, in_flight: InFlight, process_id: int) -> None:
+    # A forked child has a copy of the handle but none of its threads. in_flight is an argument so that the
+    # memory of ops outlives the threads that write to it.
+    if os.getpid() == process_id:
+        lib.pcclDestroyCommunicator(comm)
+
+
+@atexit.register
+def _close_all() -> None:
+    for communicator in list(_open):
+        communicator.close()
+
+
+def _milliseconds(seconds: float | None, what: str) -> int:
+    """0, which C reads as its default, for None."""
+    if seconds is None:
+        return 0
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{what} is a number of seconds, not {type(seconds).__name__}")
+    if not 0 < seconds < 2**32 / 1000:
+        raise ValueError(f"{what} must be a positive number of seconds below 4294967, not {seconds}")
+    return math.ceil(seconds * 1000)
+
+
+def _integer(value: int, lowest: int, highest: int, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be an int, not {type(value).__name__}")
+    if not lowest <= value <= highest:
+        raise ValueError(f"{what} must be from {lowest} to {highest}, not {value}")
+    return value
+
+
+def _c_string(text: str | None, what: str) -> Any:
+    if text is None:
+        return ffi.NULL
+    if not isinstance(text, str):
+        raise TypeError(f"{what} must be a str, not {type(text).__name__}")
+    if "\0" in text:
+        raise ValueError(f"{what} must not contain a zero character")
+    return ffi.new("char[]", text.encode())
+
+
+class AsyncReduceHandle:
+    """An op that has started. Await it with wait() or result(), from any thread, as often as you like."""
+
+    def __init__(self, communicator: Communicator, operation: Operation) -> None:
+        self._communicator = communicator  # an op needs its communicator
+        self._operation = operation
+
+    def wait(self) -> tuple[bool, int, ReduceInfo]:
+        """Block until the op is over: whether it succeeded, the value of its Result, and its ReduceInfo."""
+        outcome = self._operation.wait()
+        return outcome.error is None, int(outcome.result), outcome.info
+
+    def done(self) -> bool:
+        """Whether wait() would return at once. Never blocks."""
+        return self._operation.done()
+
+    def result(self) -> ReduceInfo:
+        """Block until the op is over; its ReduceInfo, or raise what failed it."""
+        outcome = self._operation.wait()
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.info
+
+
+class Communicator:
+    """A peer. Connect it to the run of a master, then call joint calls and collectives with the other peers.
+
+    address: of the master, "127.0.0.1:48148", "[::1]:48148" or "host.example:48148"; by default that in the
+        environment variable PCCL_MASTER.
+    peer_group: collectives span the peers of one group.
+    p2p_connection_pool_size: TCP streams per link, at most 64; 0 is our default.
+    timeout: seconds of silence, or of a stall of what ought to move, after which a peer or the master counts
+        as lost.
+    straggler_timeout: seconds to wait for a peer that has not called yet; None: no bound.
+    name: shown in logs and errors.
+    advertise: IP address or host name that others reach this peer by; None: the one the master sees.
+    port: to listen on; None: the first free one from 48149 up.
+
+    All calls release the GIL, and may come from any thread. Ctrl-C ends a wait and closes the communicator;
+    connect() joins again.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        peer_group: int = 0,
+        p2p_connection_pool_size: int = 0,
+        *,
+        timeout: float | None = 10.0,
+        straggler_timeout: float | None = None,
+        name: str | None = None,
+        advertise: str | None = None,
+        port: int | None = None,
+    ) -> None:
+        if address is None:
+            address = os.environ.get("PCCL_MASTER")
+            if not address:
+                raise ValueError("no address of a master: pass one, or set PCCL_MASTER")
+        self._group = _integer(peer_group, 0, 2**32 - 1, "peer_group")
+        name_text, host_text = _c_string(name, "name"), _c_string(advertise, "advertise")
+        params = ffi.new("pcclCommCreateParams_t *")
+        params.peer_group = self._group
+        params.p2p_connection_pool_size = _integer(
+            p2p_connection_pool_size, 0, 64, "p2p_connection_pool_size"
+        )
+        params.timeout_ms = _milliseconds(timeout, "timeout")
+        params.straggler_timeout_ms = _milliseconds(straggler_timeout, "straggler_timeout")
+        params.name, params.advertise_host = name_text, host_text
+        params.listen_port = 0 if port is None else _integer(port, 1, 65535, "port")
+        params.master_address = resolve(address, Result.MASTER_CONNECTION_FAILED)[0]
+        check(lib.pcclInit())
+        handle = ffi.new("pcclComm_t **")
+        check(lib.pcclCreateCommunicator(params, handle))
+        self._comm = handle[0]
+        self._in_flight = InFlight()
+        finalizer = weakref.finalize(self, _destroy, self._comm, self._in_flight, os.getpid())
+        finalizer.atexit = False  # _close_all() says goodbye; other threads may still be in calls
+        self._process_id = os.getpid()
+        _interrupt.watch(self._comm)
+        _open.add(self)
+
+    # --- joining and leaving -----------------------------------------------------------------------------
+
+    def connect(self, n_attempts: int = 5) -> Communicator:
+        """Join the run. Returns at once when alone; else when the accepted peers have called
+        update_topology(). A master that does not answer is tried again, a second later each time."""
+        _integer(n_attempts, 1, 2**31, "n_attempts")
+        for attempt in range(1, n_attempts + 1):
+            try:
+                _interrupt.call(lib.pcclConnect, self._comm)
+                break
+            except PCCLError as error:
+                if error.result not in _WORTH_ANOTHER_ATTEMPT or attempt == n_attempts:
+                    raise
+                _logger.warning("attempt %d of %d to connect failed: %s", attempt, n_attempts, error)
+                time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
+        return self
+
+    def close(self) -> None:
+        """Say goodbye. Ends every call that waits on other threads. connect() joins again; closing what is
+        not connected does nothing."""
+        if os.getpid() == self._process_id:
+            lib.pcclCloseCommunicator(self._comm)
+
+    def __enter__(self) -> Communicator:
+        if not self._info().connected:
+            self.connect()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- joint calls: they return when all accepted peers of the run have made the same one ----------------
+
+    def update_topology(self) -> None:
+        """Let pending peers in. Joint. Failure is retryable."""
+        _interrupt.call(lib.pcclUpdateTopology, self._comm)
+
+    def are_peers_pending(self) -> bool:
+        """Whether peers wait to be let in: one answer for all. Joint; may run while ops are in flight."""
+        pending = ffi.new("bool *")
+        _interrupt.call(lib.pcclArePeersPending, self._comm, pending)
+        return bool(pending[0])
+
+    def optimize_topology(self) -> None:
+        """Measure the links and order the ring after them. Joint."""
+        _interrupt.call(lib.pcclOptimizeTopology, self._comm)
+
+    # --- what it knows of itself -------------------------------------------------------------------------
+
+    def get_attribute(self, attribute: Attribute) -> int:
+        """A count of accepted peers. InvalidUsage before connect()."""
+        if not isinstance(attribute, Attribute):
+            raise TypeError(f"attribute must be an Attribute, not {type(attribute).__name__}")
+        value = ffi.new("int *")
+        check(lib.pcclGetAttribute(self._comm, attribute.value, value))
+        return int(value[0])
+
+    def _info(self) -> Any:
+        info = ffi.new("pcclCommInfo_t *")
+        check(lib.pcclGetCommInfo(self._comm, info))
+        return info
+
+    @property
+    def world_size(self) -> int:
+        """Accepted peers of the own group; 0 before connect()."""
+        return int(self._info().world_size)
+
+    @property
+    def global_world_size(self) -> int:
+        """Accepted peers of all groups; 0 before connect()."""
+        return int(self._info().global_world_size)
+
+    @property
+    def rank(self) -> int:
+        """Place in the ring of the own group. Valid within one epoch."""
+        return int(self._info().rank)
+
+    @property
+    def epoch(self) -> int:
+        """Number of the agreed membership; 0 before connect()."""
+        return int(self._info().epoch)
+
+    @property
+    def peer_id(self) -> str:
+        """32 hex digits, never used again by another peer; all zero before connect()."""
+        return bytes(self._info().peer_id).hex()
+
+    @property
+    def group(self) -> int:
+        """The peer group."""
+        return self._group
+
+    def __repr__(self) -> str:
+        info = self._info()
+        if not info.connected:
+            return f"<pccl.Communicator group={self._group}, not connected>"
+        return (
+            f"<pccl.Communicator group={self._group} rank={info.rank} world_size={info.world_size} "
+            f"epoch={info.epoch}>"
+        )
+
+    # --- collectives -------------------------------------------------------------------------------------
+
+    def all_reduce(
+        self,
+        send: Any,
+        recv: Any = None,
+        *,
+        op: ReduceOp | str = ReduceOp.SUM,
+        tag: int = 0,
+        operand_descriptor: ReduceOperandDescriptor | None = None,
+        quantization_options: QuantizationOptions | None = None,
+        retry: bool = False,
+        timeout: float | None = None,
+    ) -> ReduceInfo:
+        """Combine `send` of all peers of the group, element by element, into `recv` of each: the same bits.
+
+        Without `recv` the result replaces `send`. On failure `send` is as it was. All peers pass the same
+        number of elements, element type, op and tag.
+
+        retry: when a peer is lost, do it again with those that are left, until it succeeds or this peer is
+            alone (TooFewPeersError).
+        timeout: seconds after which the op fails for all; None: no bound.
+        """
+        source, target = memory_pair(send, recv)
+        descriptor = descriptor_for(source, op, tag, operand_descriptor, quantization_options)
+        return self._all_reduce(source, target, descriptor, retry, timeout)
+
+    def _all_reduce(
+        self, source: Memory, target: Memory, descriptor: ReduceDescriptor, retry: bool, timeout: float | None
+    ) -> ReduceInfo:
+        c_descriptor = ffi.new("pcclReduceDescriptor_t *")
+        fill_descriptor(c_descriptor, descriptor)
+        options = ffi.new("pcclOpOptions_t *", {"timeout_ms": _milliseconds(timeout, "timeout")})
+        info = ffi.new("pcclReduceInfo_t *")
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                _interrupt.call(
+                    lib.pcclAllReduceWithOptions,
+                    source.pointer,
+                    target.pointer,
+                    c_descriptor,
+                    options,
+                    self._comm,
+                    info,
+                )
+                return ReduceInfo.from_c(info)
+            except PeerLostError:
+                if not retry or time.monotonic() >= deadline:
+                    raise
+            if timeout is not None:
+                options.timeout_ms = max(1, math.ceil((deadline - time.monotonic()) * 1000))
+
+    def all_reduce_async(
+        self,
+        send: Any,
+        recv: Any = None,
+        *,
+        op: ReduceOp | str = ReduceOp.SUM,
+        tag: int = 0,
+        operand_descriptor: ReduceOperandDescriptor | None = None,
+        quantization_options: QuantizationOptions | None = None,
+        retry: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncReduceHandle:
+        """Start what all_reduce() does. The arrays must not be touched until the op is over; they are kept
+        alive until then. Ops in flight at the same time need different tags; peers may start them in any
+        order."""
+        source, target = memory_pair(send, recv)
+        descriptor = descriptor_for(source, op, tag, operand_descriptor, quantization_options)
+        if retry:
+            _milliseconds(timeout, "timeout")
+            fill_descriptor(ffi.new("pcclReduceDescriptor_t *"), descriptor)  # wrong arguments raise here
+            operation: Operation = ThreadOperation(
+                lambda: self._all_reduce(source, target, descriptor, True, timeout)
+            )
+            return AsyncReduceHandle(self, operation)
+        self._in_flight.reap()
+        c_descriptor = ffi.new("pcclReduceDescriptor_t *")
+        fill_descriptor(c_descriptor, descriptor)
+        options = ffi.new("pcclOpOptions_t *", {"timeout_ms": _milliseconds(timeout, "timeout")})
+        handle = ffi.new("pcclAsyncReduceOp_t *")
+        self._in_flight.add(handle, (source, target))
+        try:
+            _interrupt.call(
+                lib.pcclAllReduceAsyncWithOptions,
+                source.pointer,
+                target.pointer,
+                c_descriptor,
+                options,
+                self._comm,
+                handle,
+            )
+        except BaseException:
+            self._in_flight.remove(handle)
+            raise
+        return AsyncReduceHandle(self, NativeOperation(handle, self._in_flight))
+
+    def all_reduce_multiple_with_retry(
+        self, descriptors: Sequence[ReduceOpDescriptor], *, max_in_flight: int = 4
+    ) -> ReduceInfo:
+        """Several ops at once, up to `max_in_flight` of them running; those that a lost peer fails are done
+        again, until all have succeeded or this peer is alone (TooFewPeersError). The bytes of the ReduceInfo
+        are sums."""
+        _integer(max_in_flight, 1, 2**31 - 1, "max_in_flight")
+        items = ffi.new("pcclReduceOpDescriptor_t[]", len(descriptors))
+        for i, descriptor in enumerate(descriptors):
+            if not isinstance(descriptor, ReduceOpDescriptor):
+                raise TypeError(f"descriptors must be ReduceOpDescriptor, not {type(descriptor).__name__}")
+            descriptor.fill(items[i])
+        info = ffi.new("pcclReduceInfo_t *")
+        _interrupt.call(
+            lib.pcclAllReduceMultipleWithRetry, items, len(descriptors), self._comm, info, max_in_flight
+        )
+        return ReduceInfo.from_c(info)
