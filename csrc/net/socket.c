@@ -1,0 +1,261 @@
+#define _GNU_SOURCE
+#include "net/socket.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+union native {
+    struct sockaddr any;
+    struct sockaddr_in ipv4;
+    struct sockaddr_in6 ipv6;
+};
+
+static const uint8_t mapped_prefix[12] = {[10] = 0xff, [11] = 0xff}; /* ::ffff:0:0/96, RFC 4291 */
+
+static struct address ipv4_address(const void *bytes, uint16_t port) {
+    struct address address = {.family = ADDRESS_IPV4, .port = port};
+    memcpy(address.bytes, bytes, 4);
+    return address;
+}
+
+static struct address ipv6_address(const uint8_t bytes[16], uint16_t port) {
+    if (memcmp(bytes, mapped_prefix, sizeof mapped_prefix) == 0) {
+        return ipv4_address(bytes + sizeof mapped_prefix, port);
+    }
+    struct address address = {.family = ADDRESS_IPV6, .port = port};
+    memcpy(address.bytes, bytes, 16);
+    return address;
+}
+
+static struct address from_native(const union native *native) {
+    if (native->any.sa_family == AF_INET) {
+        return ipv4_address(&native->ipv4.sin_addr, ntohs(native->ipv4.sin_port));
+    }
+    if (native->any.sa_family == AF_INET6) {
+        return ipv6_address(native->ipv6.sin6_addr.s6_addr, ntohs(native->ipv6.sin6_port));
+    }
+    return (struct address){.family = ADDRESS_NONE};
+}
+
+/* The size of what was written; 0 if the address has no family. */
+static socklen_t to_native(const struct address *address, union native *native) {
+    memset(native, 0, sizeof *native);
+    if (address->family == ADDRESS_IPV4) {
+        native->ipv4.sin_family = AF_INET;
+        native->ipv4.sin_port = htons(address->port);
+        memcpy(&native->ipv4.sin_addr, address->bytes, 4);
+        return sizeof native->ipv4;
+    }
+    if (address->family == ADDRESS_IPV6) {
+        native->ipv6.sin6_family = AF_INET6;
+        native->ipv6.sin6_port = htons(address->port);
+        memcpy(&native->ipv6.sin6_addr, address->bytes, 16);
+        return sizeof native->ipv6;
+    }
+    return 0;
+}
+
+const char *socket_resolve(const char *host, uint16_t port, struct address *address_out) {
+    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
+    struct addrinfo *found = NULL;
+    int error = getaddrinfo(host, NULL, &hints, &found);
+    if (error != 0) {
+        return error == EAI_SYSTEM ? "the system's resolver failed" : gai_strerror(error);
+    }
+    const char *reason = "it has no IPv4 or IPv6 address";
+    for (const struct addrinfo *one = found; one != NULL; one = one->ai_next) {
+        union native native = {0};
+        if (one->ai_addrlen <= sizeof native) {
+            memcpy(&native, one->ai_addr, one->ai_addrlen);
+            *address_out = from_native(&native);
+            address_out->port = port;
+            if (address_out->family != ADDRESS_NONE) {
+                reason = NULL;
+                break;
+            }
+        }
+    }
+    freeaddrinfo(found);
+    return reason;
+}
+
+static int set_integer(int fd, int level, int option, int value) {
+    return setsockopt(fd, level, option, &value, sizeof value) == 0 ? 0 : -errno;
+}
+
+int socket_set_options(int fd, const struct socket_options *options) {
+    int error = 0;
+    if (options->user_timeout_ms > 0) {
+        error = set_integer(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, (int)options->user_timeout_ms);
+    }
+    if (error == 0 && options->notsent_lowat_bytes > 0) {
+        error = set_integer(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, (int)options->notsent_lowat_bytes);
+    }
+    return error;
+}
+
+static int set_connection_options(int fd, const struct socket_options *options) {
+    int error = set_integer(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    return error == 0 ? socket_set_options(fd, options) : error;
+}
+
+static int new_socket(int family) {
+    int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    return fd >= 0 ? fd : -errno;
+}
+
+/* Closes `fd` and passes the error on, which close() could overwrite. */
+static int fail(int fd, int error) {
+    close(fd);
+    return error;
+}
+
+int socket_listen(const struct address *address) {
+    union native native;
+    socklen_t size = to_native(address, &native);
+    if (size == 0) {
+        return -EAFNOSUPPORT;
+    }
+    int fd = new_socket(native.any.sa_family);
+    if (fd < 0) {
+        return fd;
+    }
+    /* A master that restarts must not wait for its old connections to leave TIME_WAIT. */
+    int error = set_integer(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+    if (error == 0 && address->family == ADDRESS_IPV6) {
+        error = set_integer(fd, IPPROTO_IPV6, IPV6_V6ONLY, 0);
+    }
+    if (error != 0) {
+        return fail(fd, error);
+    }
+    if (bind(fd, &native.any, size) != 0 || listen(fd, SOMAXCONN) != 0) {
+        return fail(fd, -errno);
+    }
+    return fd;
+}
+
+int socket_listen_any(uint16_t first_port, uint16_t last_port) {
+    struct address address = {.family = ADDRESS_IPV6};
+    int fd = -EADDRINUSE;
+    for (uint32_t port = first_port; port <= last_port && fd == -EADDRINUSE; port++) {
+        address.port = (uint16_t)port;
+        fd = socket_listen(&address);
+        if (fd == -EAFNOSUPPORT || fd == -EADDRNOTAVAIL) { /* no IPv6 here */
+            address.family = ADDRESS_IPV4;
+            fd = socket_listen(&address);
+        }
+    }
+    return fd;
+}
+
+/* Errors of the connection that waited, not of the listener: see accept(2). */
+static bool accept_goes_on(int error) {
+    return error == EINTR || error == ECONNABORTED || error == ENETDOWN || error == EPROTO ||
+           error == ENOPROTOOPT || error == EHOSTDOWN || error == ENONET || error == EHOSTUNREACH ||
+           error == EOPNOTSUPP || error == ENETUNREACH || error == EPERM || error == ETIMEDOUT;
+}
+
+int socket_accept(int listener, const struct socket_options *options, struct address *remote_out) {
+    union native native = {0};
+    for (;;) {
+        socklen_t size = sizeof native;
+        int fd = accept4(listener, &native.any, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd >= 0) {
+            if (set_connection_options(fd, options) != 0) { /* reset while it waited */
+                close(fd);
+                continue;
+            }
+            *remote_out = from_native(&native);
+            return fd;
+        }
+        if (!accept_goes_on(errno)) {
+            return -errno;
+        }
+    }
+}
+
+int socket_connect(const struct address *to, const struct socket_options *options) {
+    union native native;
+    socklen_t size = to_native(to, &native);
+    if (size == 0) {
+        return -EAFNOSUPPORT;
+    }
+    int fd = new_socket(native.any.sa_family);
+    if (fd < 0) {
+        return fd;
+    }
+    int error = set_connection_options(fd, options);
+    if (error != 0) {
+        return fail(fd, error);
+    }
+    /* Interrupted or not, a non-blocking connect goes on by itself. */
+    if (connect(fd, &native.any, size) != 0 && errno != EINPROGRESS && errno != EINTR) {
+        return fail(fd, -errno);
+    }
+    return fd;
+}
+
+static bool same_address(const struct address *a, const struct address *b) {
+    return a->family == b->family && a->port == b->port && memcmp(a->bytes, b->bytes, sizeof a->bytes) == 0;
+}
+
+int socket_connect_result(int fd) {
+    int error = 0;
+    socklen_t size = sizeof error;
+    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0) {
+        return -errno;
+    }
+    if (error != 0) {
+        return -error;
+    }
+    struct address remote = socket_remote_address(fd);
+    if (remote.family == ADDRESS_NONE) {
+        return -EINPROGRESS;
+    }
+    /* On a port of the ephemeral range where nobody listens, TCP may connect a socket to itself. */
+    struct address local = socket_local_address(fd);
+    return same_address(&local, &remote) ? -ECONNREFUSED : 0;
+}
+
+struct address socket_local_address(int fd) {
+    union native native = {0};
+    socklen_t size = sizeof native;
+    return getsockname(fd, &native.any, &size) == 0 ? from_native(&native)
+                                                    : (struct address){.family = ADDRESS_NONE};
+}
+
+struct address socket_remote_address(int fd) {
+    union native native = {0};
+    socklen_t size = sizeof native;
+    return getpeername(fd, &native.any, &size) == 0 ? from_native(&native)
+                                                    : (struct address){.family = ADDRESS_NONE};
+}
+
+bool address_from_public(const ccoip_socket_address_t *from, struct address *to) {
+    if (from->inet.protocol == inetIPv4) {
+        *to = ipv4_address(from->inet.ipv4.data, from->port);
+    } else if (from->inet.protocol == inetIPv6) {
+        *to = ipv6_address(from->inet.ipv6.data, from->port);
+    } else {
+        return false;
+    }
+    return true;
+}
+
+ccoip_socket_address_t address_to_public(const struct address *from) {
+    ccoip_socket_address_t to = {.port = from->port};
+    if (from->family == ADDRESS_IPV6) {
+        to.inet.protocol = inetIPv6;
+        memcpy(to.inet.ipv6.data, from->bytes, 16);
+    } else {
+        to.inet.protocol = inetIPv4;
+        memcpy(to.inet.ipv4.data, from->bytes, 4);
+    }
+    return to;
+}

@@ -1,0 +1,151 @@
+/* The public calls of a master: checks and sentences around net/master_loop.h. */
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/address.h"
+#include "base/last_error.h"
+#include "include/pccl.h"
+#include "net/master_loop.h"
+#include "net/socket.h"
+
+struct pcclMasterInstance_t {
+    struct master_loop *loop; /* owned */
+    pthread_mutex_t mutex;    /* guards `run` */
+    bool run;                 /* pcclRunMaster has been called */
+};
+
+static pcclResult_t fail_with_errno(int error, const char *what) {
+    last_error_set("%s: %s", what, strerror(-error));
+    return error == -ENOMEM ? pcclOutOfMemory : pcclInternalError;
+}
+
+static pcclResult_t fail_null(const char *call, const char *argument) {
+    last_error_set("%s: %s is NULL", call, argument);
+    return pcclInvalidArgument;
+}
+
+static pcclResult_t fail_listen(const struct address *address, int error) {
+    char text[ADDRESS_TEXT_BYTES];
+    address_text(address, text);
+    switch (-error) {
+    case EADDRINUSE:
+    case EADDRNOTAVAIL:
+    case EACCES:
+    case EAFNOSUPPORT:
+        last_error_set(
+            "pcclCreateMaster: can't listen on %s: %s; choose another address, or port 0 for a free one",
+            text, strerror(-error));
+        return pcclInvalidArgument;
+    case ENOMEM:
+        last_error_set("pcclCreateMaster: out of memory");
+        return pcclOutOfMemory;
+    default:
+        last_error_set("pcclCreateMaster: can't listen on %s: %s", text, strerror(-error));
+        return pcclInternalError;
+    }
+}
+
+pcclResult_t pcclCreateMaster(ccoip_socket_address_t listen_address, pcclMasterInstance_t **master_out) {
+    last_error_clear();
+    if (master_out == NULL) {
+        return fail_null("pcclCreateMaster", "master_out");
+    }
+    struct address address;
+    if (!address_from_public(&listen_address, &address)) {
+        last_error_set(
+            "pcclCreateMaster: inet.protocol of the address is %d, which is neither inetIPv4 nor inetIPv6",
+            (int)listen_address.inet.protocol);
+        return pcclInvalidArgument;
+    }
+    pcclMasterInstance_t *master = calloc(1, sizeof *master);
+    if (master == NULL) {
+        last_error_set("pcclCreateMaster: out of memory");
+        return pcclOutOfMemory;
+    }
+    int error = master_loop_create(&address, &master->loop);
+    if (error != 0) {
+        free(master);
+        return fail_listen(&address, error);
+    }
+    pthread_mutex_init(&master->mutex, NULL);
+    *master_out = master;
+    return pcclSuccess;
+}
+
+pcclResult_t pcclRunMaster(pcclMasterInstance_t *master) {
+    last_error_clear();
+    if (master == NULL) {
+        return fail_null("pcclRunMaster", "master");
+    }
+    pthread_mutex_lock(&master->mutex);
+    bool run_before = master->run;
+    int error = run_before ? 0 : master_loop_start(master->loop);
+    master->run = run_before || error == 0;
+    pthread_mutex_unlock(&master->mutex);
+    if (run_before) {
+        last_error_set("pcclRunMaster: this master has been run already; a master runs once");
+        return pcclInvalidUsage;
+    }
+    return error == 0 ? pcclSuccess : fail_with_errno(error, "pcclRunMaster: the system gave no thread");
+}
+
+/* In a signal handler: nothing here but master_loop_stop(), and no sentence for NULL. */
+pcclResult_t pcclInterruptMaster(pcclMasterInstance_t *master) {
+    if (master == NULL) {
+        return pcclInvalidArgument;
+    }
+    master_loop_stop(master->loop);
+    return pcclSuccess;
+}
+
+pcclResult_t pcclMasterAwaitTermination(pcclMasterInstance_t *master) {
+    last_error_clear();
+    if (master == NULL) {
+        return fail_null("pcclMasterAwaitTermination", "master");
+    }
+    if (!master_loop_wait(master->loop)) {
+        last_error_set("pcclMasterAwaitTermination: this master does not run; call pcclRunMaster first");
+        return pcclInvalidUsage;
+    }
+    return pcclSuccess;
+}
+
+pcclResult_t pcclDestroyMaster(pcclMasterInstance_t *master) {
+    last_error_clear();
+    if (master == NULL) {
+        return fail_null("pcclDestroyMaster", "master");
+    }
+    master_loop_destroy(master->loop);
+    pthread_mutex_destroy(&master->mutex);
+    free(master);
+    return pcclSuccess;
+}
+
+pcclResult_t pcclMasterGetAddress(const pcclMasterInstance_t *master, ccoip_socket_address_t *address_out) {
+    last_error_clear();
+    if (master == NULL || address_out == NULL) {
+        return fail_null("pcclMasterGetAddress", master == NULL ? "master" : "address_out");
+    }
+    struct address address = master_loop_address(master->loop);
+    *address_out = address_to_public(&address);
+    return pcclSuccess;
+}
+
+pcclResult_t pcclMasterGetStatus(const pcclMasterInstance_t *master, pcclMasterStatus_t *status_out) {
+    last_error_clear();
+    if (master == NULL || status_out == NULL) {
+        return fail_null("pcclMasterGetStatus", master == NULL ? "master" : "status_out");
+    }
+    struct master_status status;
+    master_loop_get_status(master->loop, &status);
+    *status_out = (pcclMasterStatus_t){
+        .epoch = status.epoch,
+        .peers = status.peers,
+        .pending = status.pending,
+        .groups = status.groups,
+    };
+    memcpy(status_out->run_id, status.run.bytes, sizeof status_out->run_id);
+    return pcclSuccess;
+}
