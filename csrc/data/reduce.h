@@ -1,6 +1,7 @@
 /* Reduce kernels: memory in, memory out, no state. f16 and bf16 add in float and round to nearest even;
- * integers wrap; NaN wins in max and min. The vector forms (AVX2, AVX-512, NEON) give the same bits as
- * the scalar one for every input except the payload and sign of a NaN. */
+ * integers wrap; NaN wins in max and min, where +0 is greater than -0. A NaN result is always the same
+ * one (positive, quiet, no payload). All levels of kernels give the same bits for the same input, in
+ * whatever floating-point mode the calling thread is. */
 #ifndef PCCL_DATA_REDUCE_H
 #define PCCL_DATA_REDUCE_H
 
@@ -11,15 +12,15 @@
  * pcclAvg adds: reduce_divide() ends it. */
 void reduce(uint8_t datatype, uint8_t reduce_op, void *destination, const void *a, const void *b,
             size_t count);
-/* data[i] = data[i] / divisor, integers toward zero; f16 and bf16 in float. */
+/* data[i] = data[i] / divisor, integers toward zero; f16 and bf16 in float. `divisor` > 0. */
 void reduce_divide(uint8_t datatype, void *data, uint32_t divisor, size_t count);
 
 /* Which kernels to use: the best that the processor has, unless a test asks for less. */
 enum reduce_level { REDUCE_SCALAR, REDUCE_AVX2, REDUCE_AVX512, REDUCE_NEON };
 enum reduce_level reduce_best_level(void);
 /* The same as reduce() with kernels of one level, which the processor must have. For tests. */
-void reduce_at(enum reduce_level level, uint8_t datatype, uint8_t reduce_op, void *destination,
-               const void *a, const void *b, size_t count);
+void reduce_at(enum reduce_level level, uint8_t datatype, uint8_t reduce_op, void *destination, const void *a,
+               const void *b, size_t count);
 void reduce_divide_at(enum reduce_level level, uint8_t datatype, void *data, uint32_t divisor, size_t count);
 
 #endif
