@@ -269,7 +269,7 @@ void peer_op_commit(struct peer *peer, const struct message_op *commit) {
 /* The master asks who has joined: the members that are silent have not. */
 void peer_op_asked(struct peer *peer, const struct message_op_waiting *question) {
     int index = find_tag(peer, question->tag);
-    if (question->epoch == peer->epoch && index != NO_OP && is_moving(&peer->ops[index])) {
+    if (question->epoch == peer->epoch && index != NO_OP && peer->ops[index].state == OP_RUNNING) {
         report_waiting(peer, &peer->ops[index]);
     }
 }

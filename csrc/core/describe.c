@@ -1,0 +1,26 @@
+#include "core/describe.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "data/datatype.h"
+#include "pccl.h"
+
+const char *op_kind_name(uint8_t kind) {
+    static const char *const names[] = {"?", "all_reduce", "broadcast", "all_gather", "reduce_scatter", "barrier"};
+    return kind < OP_KIND_END ? names[kind] : "?";
+}
+
+const char *describe_op(const struct op_descriptor *descriptor, char text[DESCRIBE_BYTES]) {
+    int used = snprintf(text, DESCRIBE_BYTES, "%s(%s of %" PRIu64 " %s", op_kind_name(descriptor->kind),
+                        reduce_op_name(descriptor->reduce_op), descriptor->count,
+                        datatype_name(descriptor->datatype));
+    if (descriptor->quant_algorithm != pcclQuantNone && used > 0 && used < DESCRIBE_BYTES) {
+        used += snprintf(text + used, (size_t)(DESCRIBE_BYTES - used), ", quantised to %s by method %u",
+                         datatype_name(descriptor->quant_datatype), (unsigned)descriptor->quant_algorithm);
+    }
+    if (used > 0 && used < DESCRIBE_BYTES) {
+        snprintf(text + used, (size_t)(DESCRIBE_BYTES - used), ")");
+    }
+    return text;
+}

@@ -1,0 +1,211 @@
+#include "core/master.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/master_state.h"
+#include "pccl.h"
+
+size_t master_bytes(void) {
+    return sizeof(struct master);
+}
+
+void master_init(struct master *master, const struct master_options *options, master_perform perform,
+                 void *context) {
+    master->random.state = options->seed;
+    master->perform = perform;
+    master->context = context;
+    master->run = random_id(&master->random);
+    master->next_check_ns = UINT64_MAX;
+    master->tick_ns = UINT64_MAX;
+    master_op_init(master);
+}
+
+void master_send(struct master *master, int slot, const struct message *message) {
+    struct master_action action = {.kind = MASTER_SEND, .connection = master->connections[slot],
+                                   .message = message};
+    master->perform(master->context, &action);
+}
+
+void master_send_type(struct master *master, int slot, enum message_type type) {
+    struct message message = {.type = type};
+    master_send(master, slot, &message);
+}
+
+void master_log(struct master *master, const char *format, ...) {
+    char text[2 * MAX_REASON_BYTES];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    struct master_action action = {.kind = MASTER_LOG, .text = text};
+    master->perform(master->context, &action);
+}
+
+const char *master_label(const struct master *master, int slot, char text[LABEL_BYTES]) {
+    const struct slot *peer = &master->slots[slot];
+    char digits[ID_TEXT_BYTES];
+    id_text(&peer->id, digits);
+    if (peer->name[0] != '\0') {
+        snprintf(text, LABEL_BYTES, "%s (%.8s)", peer->name, digits);
+    } else {
+        snprintf(text, LABEL_BYTES, "%.8s", digits);
+    }
+    return text;
+}
+
+int master_find_id(const struct master *master, const struct id *id) {
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        if (master->slots[slot].state != SLOT_FREE && id_equal(&master->slots[slot].id, id)) {
+            return slot;
+        }
+    }
+    return NO_SLOT;
+}
+
+static int find_connection(const struct master *master, uint64_t connection) {
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        if (master->connections[slot] == connection) {
+            return slot;
+        }
+    }
+    return NO_SLOT;
+}
+
+void master_watch(struct master *master, uint64_t deadline_ns) {
+    if (deadline_ns < master->next_check_ns) {
+        master->next_check_ns = deadline_ns;
+    }
+}
+
+void master_settle(struct master *master) {
+    /* Nobody is left who could vote the newcomers in. */
+    if (slot_set_next(&master->members, 0) < 0 && master_epoch_all_formed(master)) {
+        master_join_admit(master);
+    }
+    master_vote_settle(master);
+}
+
+static void member_message(struct master *master, int slot, const struct message *message) {
+    switch (message->type) {
+    case MESSAGE_READY:
+        master_epoch_ready(master, slot, &message->as.ready);
+        break;
+    case MESSAGE_UNREACHABLE:
+        master_epoch_unreachable(master, slot, &message->as.unreachable);
+        break;
+    case MESSAGE_LINK_LOST:
+        master_epoch_link_lost(master, slot, &message->as.unreachable);
+        break;
+    case MESSAGE_VOTE:
+        master_vote(master, slot, &message->as.vote);
+        break;
+    case MESSAGE_OP_DONE:
+        master_op_done(master, slot, &message->as.op);
+        break;
+    case MESSAGE_OP_MISMATCH:
+        master_op_mismatch(master, slot, &message->as.op_mismatch);
+        break;
+    case MESSAGE_OP_CONFLICT:
+        master_vote_conflict(master, slot, &message->as.op_conflict);
+        break;
+    case MESSAGE_OP_ABORT:
+        master_op_abort(master, slot, &message->as.op_abort);
+        break;
+    case MESSAGE_OP_WAITING:
+        master_op_waiting(master, slot, &message->as.op_waiting);
+        break;
+    case MESSAGE_HEARTBEAT:
+        master_send_type(master, slot, MESSAGE_HEARTBEAT);
+        break;
+    case MESSAGE_GOODBYE:
+        master_join_goodbye(master, slot);
+        break;
+    default:
+        master_join_evict(master, slot, pcclEvicted, "it sent a message (%s) that has no place here",
+                          message_name(message->type));
+        break;
+    }
+}
+
+static void message_arrived(struct master *master, const struct master_event *event) {
+    int slot = find_connection(master, event->connection);
+    if (slot != NO_SLOT) {
+        master->slots[slot].last_heard_ns = master->now_ns;
+        member_message(master, slot, event->message);
+    } else if (event->message->type == MESSAGE_HELLO) {
+        master_join_hello(master, event);
+    } /* else: said before it learned that it is out */
+}
+
+/* A gap far longer than the time between two checks means that this process itself stood still, and what
+ * the peers sent meanwhile is still unread. */
+static void forgive_own_sleep(struct master *master) {
+    uint64_t gap_ns = master->now_ns - master->last_step_ns;
+    if (master->tick_ns == UINT64_MAX || gap_ns <= 3 * master->tick_ns) {
+        return;
+    }
+    master_log(master, "the master stood still for %.1f s: silence before that counts against nobody",
+               (double)gap_ns / 1e9);
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        master->slots[slot].last_heard_ns += gap_ns;
+    }
+    for (int group = 0; group < MAX_PEERS; group++) {
+        master->groups[group].formed_since_ns += gap_ns;
+    }
+}
+
+static void check_time(struct master *master) {
+    if (master->now_ns < master->next_check_ns) {
+        return;
+    }
+    master->next_check_ns = UINT64_MAX;
+    master->tick_ns = UINT64_MAX;
+    master_join_check(master);
+    master_epoch_check(master);
+    master_op_check(master);
+    master_vote_check(master);
+    if (master->tick_ns != UINT64_MAX) {
+        master_watch(master, master->now_ns + master->tick_ns);
+    }
+}
+
+void master_step(struct master *master, const struct master_event *event) {
+    master->now_ns = event->now_ns;
+    forgive_own_sleep(master);
+    master->last_step_ns = master->now_ns;
+    int slot;
+    switch (event->kind) {
+    case MASTER_MESSAGE:
+        message_arrived(master, event);
+        break;
+    case MASTER_CLOSED:
+        slot = find_connection(master, event->connection);
+        if (slot != NO_SLOT) {
+            master_join_lost(master, slot, event->reason);
+        }
+        break;
+    case MASTER_TICK:
+        break;
+    }
+    check_time(master);
+}
+
+uint64_t master_deadline(const struct master *master) {
+    return master->next_check_ns;
+}
+
+void master_get_status(const struct master *master, struct master_status *status) {
+    *status = (struct master_status){.run = master->run,
+                                     .peers = (uint32_t)slot_set_count(&master->members),
+                                     .pending = master_join_pending(master)};
+    for (int group = 0; group < MAX_PEERS; group++) {
+        const struct group *formed = &master->groups[group];
+        if (formed->used && formed->size > 0) {
+            status->groups++;
+            status->epoch = formed->epoch > status->epoch ? formed->epoch : status->epoch;
+        }
+    }
+}

@@ -1,0 +1,368 @@
+/* Epochs: proposed, made ready by their members, committed, ended. */
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "core/master_state.h"
+#include "pccl.h"
+
+/* A link that breaks this often in a row, each time within two timeouts, counts as one that can't be
+ * made. */
+enum { LINK_LOSSES_TO_GIVE_UP = 3 };
+/* A member reports within one timeout what it can't link; after this many it is itself at fault. */
+enum { TIMEOUTS_TO_GET_READY = 4 };
+
+static struct ending ending_make(enum fate fate, uint16_t status, const char *format, va_list arguments) {
+    struct ending ending = {.fate = fate, .status = status};
+    vsnprintf(ending.reason, sizeof ending.reason, format, arguments);
+    return ending;
+}
+
+struct ending ending_abort(uint16_t status, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    struct ending ending = ending_make(FATE_ABORT, status, format, arguments);
+    va_end(arguments);
+    return ending;
+}
+
+struct ending ending_carry(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    struct ending ending = ending_make(FATE_CARRY, pcclSuccess, format, arguments);
+    va_end(arguments);
+    return ending;
+}
+
+static int position(const struct group *group, int slot) {
+    for (int i = 0; i < group->size; i++) {
+        if (group->ring[i] == slot) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+/* The key of the link between two members of a plan, or NULL when it has none. */
+static struct id *find_key(struct group *group, int a, int b) {
+    int at = position(group, a);
+    if (at < 0 || group->size < 2) {
+        return NULL;
+    }
+    int next = (at + 1) % group->size, previous = (at + group->size - 1) % group->size;
+    if (group->ring[next] == b) {
+        return &group->keys[at];
+    }
+    return group->ring[previous] == b ? &group->keys[previous] : NULL;
+}
+
+/* At the end of the ring; its links have no keys yet. */
+void master_epoch_append(struct master *master, int slot) {
+    struct group *group = &master->groups[master->slots[slot].group];
+    if (group->size > 0) {
+        group->keys[group->size - 1] = (struct id){{0}};
+    }
+    group->keys[group->size] = (struct id){{0}};
+    group->ring[group->size++] = (int16_t)slot;
+}
+
+/* Removes the slot; the new pair of neighbours has no key yet. */
+void master_epoch_remove(struct master *master, int slot) {
+    struct group *group = &master->groups[master->slots[slot].group];
+    int at = position(group, slot);
+    if (at < 0) {
+        return;
+    }
+    int previous = (at + group->size - 1) % group->size;
+    group->keys[previous] = (struct id){{0}};
+    size_t behind = (size_t)(group->size - at - 1);
+    memmove(&group->ring[at], &group->ring[at + 1], behind * sizeof group->ring[0]);
+    memmove(&group->keys[at], &group->keys[at + 1], behind * sizeof group->keys[0]);
+    group->size--;
+    if (group->size == 2) {
+        /* Two neighbours on both sides: one link, whichever key there is. */
+        struct id key = id_is_zero(&group->keys[0]) ? group->keys[1] : group->keys[0];
+        group->keys[0] = group->keys[1] = key;
+    }
+}
+
+/* Orders the ring and gives each of its links the key that it had, or a new one. */
+static void plan_ring(struct master *master, int index, const char *why) {
+    struct group *group = &master->groups[index];
+    struct group *before = &master->scratch;
+    *before = *group;
+    while (!master_ring_order(master, group->ring, group->size)) {
+        int slot = master_ring_outcast(master, group->ring, group->size);
+        CHECK(slot != NO_SLOT);
+        bool newcomer = master->slots[slot].state == SLOT_JOINING;
+        char reason[MAX_REASON_BYTES + 1];
+        int room = MAX_REASON_BYTES - 96;
+        snprintf(reason, sizeof reason, "no ring of links includes it (%.*s): check its address and firewall",
+                 room, why);
+        master_join_expel(master, slot, newcomer ? pcclRankConnectionFailed : pcclEvicted, reason);
+    }
+    for (int i = 0; i < group->size; i++) {
+        int a = group->ring[i], b = group->ring[(i + 1) % group->size];
+        const struct id *key = find_key(before, a, b);
+        group->keys[i] = key != NULL && !id_is_zero(key) ? *key : random_id(&master->random);
+    }
+    if (group->size == 2) {
+        group->keys[1] = group->keys[0];
+    }
+}
+
+static void add_link(const struct master *master, const struct group *group, int rank, int other,
+                     bool before_in_ring, struct message_propose *propose) {
+    int a = group->ring[rank], b = group->ring[other];
+    uint16_t streams = master->slots[a].streams < master->slots[b].streams ? master->slots[a].streams
+                                                                          : master->slots[b].streams;
+    propose->links[propose->link_count++] =
+        (struct link_plan){.rank = (uint16_t)other,
+                           .streams = streams,
+                           .opener = before_in_ring != slot_set_has(&master->flipped[a], b),
+                           .key = group->keys[before_in_ring ? rank : other]};
+}
+
+static void propose_to(struct master *master, const struct group *group, int rank) {
+    struct message_propose *propose = &master->message.as.propose;
+    propose->rank = (uint16_t)rank;
+    propose->link_count = 0;
+    int next = (rank + 1) % group->size, previous = (rank + group->size - 1) % group->size;
+    if (group->size == 2) {
+        add_link(master, group, rank, next, rank == 0, propose);
+    } else if (group->size > 2) {
+        add_link(master, group, rank, next, true, propose);
+        add_link(master, group, rank, previous, false, propose);
+    }
+    master_send(master, group->ring[rank], &master->message);
+}
+
+static void propose_to_all(struct master *master, const struct group *group, enum fate fate,
+                           const struct ending *ending) {
+    master->message.type = MESSAGE_PROPOSE;
+    struct message_propose *propose = &master->message.as.propose;
+    memset(propose, 0, offsetof(struct message_propose, members));
+    propose->epoch = group->plan_epoch;
+    propose->fate = (uint8_t)fate;
+    propose->status = ending->status;
+    propose->has_guilty_tag = fate == FATE_ABORT && ending->has_guilty_tag;
+    propose->guilty_tag = ending->guilty_tag;
+    memcpy(propose->reason, ending->reason, sizeof propose->reason);
+    propose->world = group->size;
+    for (int i = 0; i < group->size; i++) {
+        const struct slot *peer = &master->slots[group->ring[i]];
+        struct member *member = &propose->members[i];
+        member->id = peer->id;
+        member->address = peer->address;
+        memcpy(member->name, peer->name, sizeof member->name);
+    }
+    for (int rank = 0; rank < group->size; rank++) {
+        propose_to(master, group, rank);
+    }
+}
+
+void master_epoch_reform(struct master *master, int index, const struct ending *ending) {
+    struct group *group = &master->groups[index];
+    /* While an epoch is being formed no op runs: those that the ending before this one has suspended
+     * simply wait longer. */
+    enum fate fate = group->epoch == 0 ? FATE_CARRY : ending->fate;
+    master_op_forget(master, index);
+    group->epoch = 0;
+    plan_ring(master, index, ending->reason);
+    if (group->size == 0) {
+        return;
+    }
+    group->plan_epoch = ++master->last_epoch;
+    group->formed_since_ns = master->now_ns;
+    master_watch(master, master->now_ns); /* its deadline is worked out by the next check */
+    for (int i = 0; i < group->size; i++) {
+        master->slots[group->ring[i]].ready = false;
+    }
+    master_log(master, "epoch %" PRIu64 " of group %" PRIu32 " is proposed to %d peers: %s",
+               group->plan_epoch, group->number, (int)group->size, ending->reason);
+    propose_to_all(master, group, fate, ending);
+}
+
+bool master_epoch_all_formed(const struct master *master) {
+    for (int i = 0; i < MAX_PEERS; i++) {
+        const struct group *group = &master->groups[i];
+        if (group->used && group->size > 0 && group->epoch != group->plan_epoch) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void send_census(struct master *master) {
+    struct message message = {.type = MESSAGE_CENSUS};
+    struct message_census *census = &message.as.census;
+    uint32_t sizes[MAX_PEERS] = {0};
+    for (int slot = slot_set_next(&master->members, 0); slot >= 0;
+         slot = slot + 1 < MAX_PEERS ? slot_set_next(&master->members, slot + 1) : -1) {
+        uint32_t size = ++sizes[master->slots[slot].group];
+        census->peers++;
+        census->groups += size == 1;
+        census->largest_group = size > census->largest_group ? size : census->largest_group;
+    }
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        if (slot_set_has(&master->members, slot)) {
+            master_send(master, slot, &message);
+        }
+    }
+}
+
+static void commit(struct master *master, struct group *group) {
+    group->epoch = group->plan_epoch;
+    for (int i = 0; i < group->size; i++) {
+        master->slots[group->ring[i]].state = SLOT_MEMBER;
+        slot_set_add(&master->members, group->ring[i]);
+    }
+    send_census(master);
+    struct message *message = &master->message;
+    message->type = MESSAGE_COMMIT_EPOCH;
+    message->as.commit_epoch.epoch = group->epoch;
+    message->as.commit_epoch.failed_count = group->failed_count;
+    memcpy(message->as.commit_epoch.failed_tags, group->failed_tags,
+           group->failed_count * sizeof group->failed_tags[0]);
+    for (int i = 0; i < group->size; i++) {
+        master_send(master, group->ring[i], message);
+    }
+    group->failed_count = 0;
+    master_log(master, "epoch %" PRIu64 " of group %" PRIu32 " is committed: %d peers", group->epoch,
+               group->number, (int)group->size);
+    master_settle(master);
+}
+
+static void add_failed_tags(struct group *group, const struct message_ready *ready) {
+    for (uint16_t i = 0; i < ready->failed_count; i++) {
+        bool known = false;
+        for (uint16_t k = 0; k < group->failed_count && !known; k++) {
+            known = group->failed_tags[k] == ready->failed_tags[i];
+        }
+        if (!known && group->failed_count < MAX_FAILED_TAGS) {
+            group->failed_tags[group->failed_count++] = ready->failed_tags[i];
+        }
+    }
+}
+
+void master_epoch_ready(struct master *master, int slot, const struct message_ready *ready) {
+    struct group *group = &master->groups[master->slots[slot].group];
+    if (master->slots[slot].state == SLOT_PENDING || ready->epoch != group->plan_epoch ||
+        group->epoch != 0) {
+        return; /* a newer proposal has overtaken it */
+    }
+    add_failed_tags(group, ready);
+    master->slots[slot].ready = true;
+    for (int i = 0; i < group->size; i++) {
+        if (!master->slots[group->ring[i]].ready) {
+            return;
+        }
+    }
+    commit(master, group);
+}
+
+/* The other end of a report about the plan that stands, or NO_SLOT if the report is out of date. */
+static int reported_peer(const struct master *master, int slot, const struct message_unreachable *report) {
+    const struct group *group = &master->groups[master->slots[slot].group];
+    int other = master_find_id(master, &report->peer);
+    if (master->slots[slot].state == SLOT_PENDING || report->epoch != group->plan_epoch ||
+        other == NO_SLOT || other == slot || position(group, other) < 0) {
+        return NO_SLOT;
+    }
+    return other;
+}
+
+static void drop_key(struct group *group, int a, int b) {
+    struct id *key = find_key(group, a, b);
+    if (key != NULL) {
+        *key = (struct id){{0}};
+        if (group->size == 2) {
+            group->keys[0] = group->keys[1] = *key;
+        }
+    }
+}
+
+static void mark_bad(struct master *master, int a, int b) {
+    slot_set_add(&master->bad[a], b);
+    slot_set_add(&master->bad[b], a);
+}
+
+void master_epoch_unreachable(struct master *master, int slot, const struct message_unreachable *report) {
+    int other = reported_peer(master, slot, report);
+    if (other == NO_SLOT) {
+        return;
+    }
+    if (slot_set_has(&master->flipped[slot], other)) {
+        mark_bad(master, slot, other); /* neither end can open it */
+    } else {
+        slot_set_add(&master->flipped[slot], other);
+        slot_set_add(&master->flipped[other], slot);
+    }
+    drop_key(&master->groups[master->slots[slot].group], slot, other);
+    char from[LABEL_BYTES], to[LABEL_BYTES];
+    struct ending ending = ending_abort(pcclRankConnectionLost, "no link between peers %s and %s: %s",
+                                        master_label(master, slot, from), master_label(master, other, to),
+                                        report->reason);
+    master_epoch_reform(master, master->slots[slot].group, &ending);
+    master_settle(master);
+}
+
+static void count_loss(struct master *master, struct group *group, int a, int b) {
+    const struct id *x = &master->slots[a].id, *y = &master->slots[b].id;
+    bool same = (id_equal(&group->last_lost[0], x) && id_equal(&group->last_lost[1], y)) ||
+                (id_equal(&group->last_lost[0], y) && id_equal(&group->last_lost[1], x));
+    bool soon = master->now_ns - group->last_lost_ns < 2 * master->slots[a].timeout_ns;
+    group->lost_streak = same && soon ? group->lost_streak + 1 : 1;
+    group->last_lost[0] = *x;
+    group->last_lost[1] = *y;
+    group->last_lost_ns = master->now_ns;
+    if (group->lost_streak >= LINK_LOSSES_TO_GIVE_UP) {
+        mark_bad(master, a, b);
+    }
+}
+
+void master_epoch_link_lost(struct master *master, int slot, const struct message_unreachable *report) {
+    int other = reported_peer(master, slot, report);
+    if (other == NO_SLOT) {
+        return;
+    }
+    struct group *group = &master->groups[master->slots[slot].group];
+    count_loss(master, group, slot, other);
+    drop_key(group, slot, other);
+    char from[LABEL_BYTES], to[LABEL_BYTES];
+    struct ending ending = ending_abort(pcclRankConnectionLost, "the link between peers %s and %s broke: %s",
+                                        master_label(master, slot, from), master_label(master, other, to),
+                                        report->reason);
+    master_epoch_reform(master, master->slots[slot].group, &ending);
+    master_settle(master);
+}
+
+static int find_unready(const struct master *master, const struct group *group, uint64_t *deadline_ns) {
+    for (int i = 0; i < group->size; i++) {
+        const struct slot *peer = &master->slots[group->ring[i]];
+        if (!peer->ready) {
+            *deadline_ns = group->formed_since_ns + TIMEOUTS_TO_GET_READY * peer->timeout_ns;
+            return group->ring[i];
+        }
+    }
+    return NO_SLOT;
+}
+
+void master_epoch_check(struct master *master) {
+    for (int i = 0; i < MAX_PEERS; i++) {
+        struct group *group = &master->groups[i];
+        if (!group->used || group->epoch == group->plan_epoch) {
+            continue;
+        }
+        uint64_t deadline_ns = UINT64_MAX;
+        int slot = find_unready(master, group, &deadline_ns);
+        if (slot != NO_SLOT && master->now_ns >= deadline_ns) {
+            master_join_evict(master, slot, pcclEvicted, "it did not make its links within %.1f s",
+                              (double)(master->now_ns - group->formed_since_ns) / 1e9);
+        } else {
+            master_watch(master, deadline_ns);
+        }
+    }
+}

@@ -1,0 +1,258 @@
+/* Who is in: joining, leaving, being lost or put out. */
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/master_state.h"
+#include "pccl.h"
+
+static const uint64_t ns_per_ms = 1000000;
+
+static void refuse(struct master *master, uint64_t connection, const char *reason) {
+    struct message message = {.type = MESSAGE_REFUSED};
+    message.as.refused.status = pcclRefused;
+    snprintf(message.as.refused.reason, sizeof message.as.refused.reason, "%s", reason);
+    struct master_action send = {.kind = MASTER_SEND, .connection = connection, .message = &message};
+    struct master_action close = {.kind = MASTER_CLOSE, .connection = connection};
+    master->perform(master->context, &send);
+    master->perform(master->context, &close);
+    master_log(master, "connection refused: %s", reason);
+}
+
+static int find_or_make_group(struct master *master, uint32_t number) {
+    int free = NO_GROUP;
+    for (int i = MAX_PEERS - 1; i >= 0; i--) {
+        if (!master->groups[i].used) {
+            free = i;
+        } else if (master->groups[i].number == number) {
+            return i;
+        }
+    }
+    struct group *group = &master->groups[free]; /* there are as many groups as slots */
+    group->used = true;
+    group->number = number;
+    group->epoch = group->plan_epoch = 0;
+    group->size = 0;
+    group->vote_announced = false;
+    group->lost_streak = 0;
+    group->failed_count = 0;
+    group->first_op = NO_MASTER_OP;
+    return free;
+}
+
+static bool group_has_peers(const struct master *master, int group) {
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        if (master->slots[slot].state != SLOT_FREE && master->slots[slot].group == group) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void forget_pairs(struct master *master, int slot) {
+    slot_set_clear(&master->bad[slot]);
+    slot_set_clear(&master->flipped[slot]);
+    for (int other = 0; other < MAX_PEERS; other++) {
+        slot_set_remove(&master->bad[other], slot);
+        slot_set_remove(&master->flipped[other], slot);
+    }
+}
+
+static int find_free_slot(const struct master *master) {
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        if (master->slots[slot].state == SLOT_FREE) {
+            return slot;
+        }
+    }
+    return NO_SLOT;
+}
+
+static void seat(struct master *master, int slot, const struct master_event *event) {
+    const struct message_hello *hello = &event->message->as.hello;
+    struct slot *peer = &master->slots[slot];
+    *peer = (struct slot){.state = SLOT_PENDING,
+                          .id = random_id(&master->random),
+                          .streams = hello->streams,
+                          .timeout_ns = hello->timeout_ms * ns_per_ms,
+                          .straggler_timeout_ns = hello->straggler_timeout_ms * ns_per_ms,
+                          .last_heard_ns = master->now_ns,
+                          .order = ++master->last_order};
+    peer->address = hello->listen;
+    if (peer->address.family == ADDRESS_NONE) {
+        peer->address = event->remote;
+        peer->address.port = hello->listen.port;
+    }
+    memcpy(peer->name, hello->name, sizeof peer->name);
+    peer->group = (int16_t)find_or_make_group(master, hello->group);
+    master->connections[slot] = event->connection;
+    forget_pairs(master, slot);
+    uint64_t tick_ns = peer->timeout_ns / HEARTBEATS_PER_TIMEOUT;
+    if (tick_ns < master->tick_ns) {
+        master->tick_ns = tick_ns;
+        master_watch(master, master->now_ns + tick_ns);
+    }
+}
+
+void master_join_hello(struct master *master, const struct master_event *event) {
+    const struct message_hello *hello = &event->message->as.hello;
+    char text[MAX_REASON_BYTES + 1];
+    if (hello->version != PROTOCOL_VERSION) {
+        snprintf(text, sizeof text,
+                 "the peer speaks protocol version %u and this master version %u: install the same "
+                 "version of pccl on both",
+                 (unsigned)hello->version, (unsigned)PROTOCOL_VERSION);
+        refuse(master, event->connection, text);
+        return;
+    }
+    int slot = find_free_slot(master);
+    if (slot == NO_SLOT) {
+        snprintf(text, sizeof text, "the run is full: it has %d peers, which is the limit", (int)MAX_PEERS);
+        refuse(master, event->connection, text);
+        return;
+    }
+    seat(master, slot, event);
+    struct message message = {.type = MESSAGE_WELCOME};
+    message.as.welcome = (struct message_welcome){.run = master->run, .peer = master->slots[slot].id};
+    master_send(master, slot, &message);
+    char label[LABEL_BYTES], where[ADDRESS_TEXT_BYTES];
+    master_log(master, "peer %s asks to join group %" PRIu32 "; it listens on %s",
+               master_label(master, slot, label), hello->group,
+               address_text(&master->slots[slot].address, where));
+    master_settle(master);
+}
+
+/* Frees the slot and takes it out of its group's ring. Returns the group if that must be reformed. */
+static int free_slot(struct master *master, int slot) {
+    struct slot *peer = &master->slots[slot];
+    int group = peer->group;
+    bool planned = peer->state != SLOT_PENDING;
+    if (planned) {
+        master_epoch_remove(master, slot);
+    }
+    peer->state = SLOT_FREE;
+    master->connections[slot] = 0;
+    slot_set_remove(&master->members, slot);
+    master_vote_withdraw(master, slot);
+    if (!group_has_peers(master, group)) {
+        master_op_forget(master, group);
+        master->groups[group].used = false;
+        return NO_GROUP;
+    }
+    return planned ? group : NO_GROUP;
+}
+
+static void remove_peer(struct master *master, int slot, const struct ending *ending) {
+    int group = free_slot(master, slot);
+    if (group != NO_GROUP) {
+        master_epoch_reform(master, group, ending);
+    }
+}
+
+void master_join_goodbye(struct master *master, int slot) {
+    char label[LABEL_BYTES];
+    struct ending ending = ending_carry("peer %s has left", master_label(master, slot, label));
+    master_log(master, "%s", ending.reason);
+    uint64_t connection = master->connections[slot];
+    remove_peer(master, slot, &ending);
+    /* The others have been told: now it may take its links down. */
+    struct message message = {.type = MESSAGE_FAREWELL};
+    struct master_action send = {.kind = MASTER_SEND, .connection = connection, .message = &message};
+    struct master_action close = {.kind = MASTER_CLOSE, .connection = connection};
+    master->perform(master->context, &send);
+    master->perform(master->context, &close);
+    master_settle(master);
+}
+
+void master_join_lost(struct master *master, int slot, const char *reason) {
+    char label[LABEL_BYTES];
+    struct ending ending = ending_abort(pcclRankConnectionLost, "peer %s was lost: %s",
+                                        master_label(master, slot, label), reason);
+    master_log(master, "%s", ending.reason);
+    remove_peer(master, slot, &ending);
+    master_settle(master);
+}
+
+static void tell_evicted(struct master *master, int slot, uint16_t status, const char *reason) {
+    struct message message = {.type = MESSAGE_EVICTED};
+    message.as.refused.status = status;
+    snprintf(message.as.refused.reason, sizeof message.as.refused.reason, "%s", reason);
+    struct master_action close = {.kind = MASTER_CLOSE, .connection = master->connections[slot]};
+    master_send(master, slot, &message);
+    master->perform(master->context, &close);
+}
+
+void master_join_expel(struct master *master, int slot, uint16_t status, const char *reason) {
+    char label[LABEL_BYTES];
+    master_log(master, "peer %s was left out: %s", master_label(master, slot, label), reason);
+    tell_evicted(master, slot, status, reason);
+    free_slot(master, slot);
+}
+
+void master_join_evict(struct master *master, int slot, uint16_t status, const char *format, ...) {
+    char reason[MAX_REASON_BYTES + 1], label[LABEL_BYTES];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(reason, sizeof reason, format, arguments);
+    va_end(arguments);
+    struct ending ending = ending_abort(pcclRankConnectionLost, "peer %s was evicted: %s",
+                                        master_label(master, slot, label), reason);
+    master_log(master, "%s", ending.reason);
+    tell_evicted(master, slot, status, reason);
+    remove_peer(master, slot, &ending);
+    master_settle(master);
+}
+
+void master_join_admit(struct master *master) {
+    for (int group = 0; group < MAX_PEERS; group++) {
+        struct group *joined = &master->groups[group];
+        uint16_t before = joined->size;
+        /* In the order of arrival, behind those who are in. */
+        for (uint64_t after = 0; joined->used;) {
+            int first = NO_SLOT;
+            for (int slot = 0; slot < MAX_PEERS; slot++) {
+                const struct slot *peer = &master->slots[slot];
+                if (peer->state == SLOT_PENDING && peer->group == group && peer->order > after &&
+                    (first == NO_SLOT || peer->order < master->slots[first].order)) {
+                    first = slot;
+                }
+            }
+            if (first == NO_SLOT) {
+                break;
+            }
+            after = master->slots[first].order;
+            master->slots[first].state = SLOT_JOINING;
+            master_epoch_append(master, first);
+        }
+        if (joined->used && joined->size > before) {
+            struct ending ending = ending_carry("%d new", joined->size - before);
+            master_epoch_reform(master, group, &ending);
+        }
+    }
+}
+
+uint32_t master_join_pending(const struct master *master) {
+    uint32_t pending = 0;
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        pending += master->slots[slot].state == SLOT_PENDING;
+    }
+    return pending;
+}
+
+void master_join_check(struct master *master) {
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        const struct slot *peer = &master->slots[slot];
+        if (peer->state == SLOT_FREE) {
+            continue;
+        }
+        uint64_t deadline_ns = peer->last_heard_ns + peer->timeout_ns;
+        if (master->now_ns >= deadline_ns) {
+            master_join_evict(master, slot, pcclEvicted, "nothing heard from it for %.1f s",
+                              (double)(master->now_ns - peer->last_heard_ns) / 1e9);
+            continue;
+        }
+        master_watch(master, deadline_ns);
+        uint64_t tick_ns = peer->timeout_ns / HEARTBEATS_PER_TIMEOUT;
+        master->tick_ns = tick_ns < master->tick_ns ? tick_ns : master->tick_ns;
+    }
+}

@@ -1,0 +1,247 @@
+/* Which ops have ended. An op is known here by its group and tag alone: successive ops under one tag do
+ * not overlap, since a member can only start the second when the master has ended the first. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "core/describe.h"
+#include "core/master_state.h"
+#include "pccl.h"
+
+static uint32_t bucket_of(int group, uint64_t tag) {
+    uint64_t mixed = (tag + (uint64_t)group) * UINT64_C(0x9e3779b97f4a7c15);
+    return (uint32_t)(mixed >> 51); /* 13 bits: MASTER_OP_BUCKETS */
+}
+
+void master_op_init(struct master *master) {
+    for (int i = 0; i < MASTER_OP_BUCKETS; i++) {
+        master->buckets[i] = NO_MASTER_OP;
+    }
+    for (int i = 0; i < MAX_MASTER_OPS; i++) {
+        master->ops[i].next = (int16_t)(i + 1 < MAX_MASTER_OPS ? i + 1 : NO_MASTER_OP);
+    }
+    master->free_op = 0;
+}
+
+static struct master_op *find(struct master *master, int group, uint64_t tag) {
+    int index = master->buckets[bucket_of(group, tag)];
+    while (index != NO_MASTER_OP && (master->ops[index].group != group || master->ops[index].tag != tag)) {
+        index = master->ops[index].chained;
+    }
+    return index == NO_MASTER_OP ? NULL : &master->ops[index];
+}
+
+/* NULL when all are taken. */
+static struct master_op *find_or_open(struct master *master, int group, uint64_t tag) {
+    struct master_op *op = find(master, group, tag);
+    if (op != NULL || master->free_op == NO_MASTER_OP) {
+        return op;
+    }
+    int16_t index = master->free_op;
+    op = &master->ops[index];
+    master->free_op = op->next;
+    int16_t *bucket = &master->buckets[bucket_of(group, tag)];
+    *op = (struct master_op){.used = true, .group = (int16_t)group, .tag = tag, .chained = *bucket};
+    *bucket = index;
+    struct group *owner = &master->groups[group];
+    op->previous = NO_MASTER_OP;
+    op->next = owner->first_op;
+    if (owner->first_op != NO_MASTER_OP) {
+        master->ops[owner->first_op].previous = index;
+    }
+    owner->first_op = index;
+    return op;
+}
+
+static void close_op(struct master *master, struct master_op *op) {
+    int16_t index = (int16_t)(op - master->ops);
+    int16_t *link = &master->buckets[bucket_of(op->group, op->tag)];
+    while (*link != index) {
+        link = &master->ops[*link].chained;
+    }
+    *link = op->chained;
+    if (op->previous == NO_MASTER_OP) {
+        master->groups[op->group].first_op = op->next;
+    } else {
+        master->ops[op->previous].next = op->next;
+    }
+    if (op->next != NO_MASTER_OP) {
+        master->ops[op->next].previous = op->previous;
+    }
+    op->used = false;
+    op->next = master->free_op;
+    master->free_op = index;
+}
+
+void master_op_forget(struct master *master, int group) {
+    while (master->groups[group].first_op != NO_MASTER_OP) {
+        close_op(master, &master->ops[master->groups[group].first_op]);
+    }
+}
+
+/* The group of `slot`, or NULL if what it says is of an epoch that is over. */
+static struct group *current_group(struct master *master, int slot, uint64_t epoch) {
+    struct group *group = &master->groups[master->slots[slot].group];
+    bool current = master->slots[slot].state == SLOT_MEMBER && group->epoch != 0 && group->epoch == epoch;
+    return current ? group : NULL;
+}
+
+static void abort_op(struct master *master, int group, uint64_t tag, struct ending *ending) {
+    ending->has_guilty_tag = true;
+    ending->guilty_tag = tag;
+    master_epoch_reform(master, group, ending);
+    master_settle(master);
+}
+
+static void refuse_more(struct master *master, int group, uint64_t tag) {
+    struct ending ending = ending_abort(pcclRefused, "%d collectives are open at the master, which is the limit",
+                                        (int)MAX_MASTER_OPS);
+    abort_op(master, group, tag, &ending);
+}
+
+void master_op_done(struct master *master, int slot, const struct message_op *done) {
+    struct group *group = current_group(master, slot, done->epoch);
+    if (group == NULL) {
+        return;
+    }
+    int index = (int)(group - master->groups);
+    struct master_op *op = find_or_open(master, index, done->tag);
+    if (op == NULL) {
+        refuse_more(master, index, done->tag);
+        return;
+    }
+    slot_set_add(&op->done, slot);
+    if (slot_set_count(&op->done) < group->size) {
+        return;
+    }
+    close_op(master, op);
+    struct message message = {.type = MESSAGE_OP_COMMIT};
+    message.as.op = *done;
+    for (int i = 0; i < group->size; i++) {
+        master_send(master, group->ring[i], &message);
+    }
+}
+
+void master_op_mismatch(struct master *master, int slot, const struct message_op_mismatch *mismatch) {
+    struct group *group = current_group(master, slot, mismatch->epoch);
+    int other = master_find_id(master, &mismatch->other);
+    if (group == NULL || other == NO_SLOT) {
+        return;
+    }
+    char first[LABEL_BYTES], second[LABEL_BYTES], mine[DESCRIBE_BYTES], theirs[DESCRIBE_BYTES];
+    struct ending ending =
+        ending_abort(pcclMismatch, "calls with tag %" PRIu64 " differ: peer %s called %s, peer %s called %s",
+                     mismatch->tag, master_label(master, slot, first), describe_op(&mismatch->mine, mine),
+                     master_label(master, other, second), describe_op(&mismatch->theirs, theirs));
+    abort_op(master, (int)(group - master->groups), mismatch->tag, &ending);
+}
+
+void master_op_abort(struct master *master, int slot, const struct message_op_abort *abort) {
+    struct group *group = current_group(master, slot, abort->epoch);
+    if (group == NULL) {
+        return;
+    }
+    char label[LABEL_BYTES];
+    struct ending ending = ending_abort(abort->status, "peer %s gave the collective with tag %" PRIu64 " up: %s",
+                                        master_label(master, slot, label), abort->tag, abort->reason);
+    abort_op(master, (int)(group - master->groups), abort->tag, &ending);
+}
+
+/* A member waits. Whoever is in the op too says so when asked; after a moment the rest is missing. */
+void master_op_waiting(struct master *master, int slot, const struct message_op_waiting *waiting) {
+    struct group *group = current_group(master, slot, waiting->epoch);
+    if (group == NULL) {
+        return;
+    }
+    struct master_op *op = find_or_open(master, (int)(group - master->groups), waiting->tag);
+    if (op == NULL) {
+        return;
+    }
+    slot_set_add(&op->joined, slot);
+    uint64_t waited_ns = waiting->waited_ms * UINT64_C(1000000);
+    const struct slot *peer = &master->slots[slot];
+    op->waited_ns = waited_ns > op->waited_ns ? waited_ns : op->waited_ns;
+    if (peer->straggler_timeout_ns != 0 && waited_ns >= peer->straggler_timeout_ns) {
+        op->straggler_limit = true;
+    }
+    if (op->asked_ns != 0 || waited_ns < peer->timeout_ns / HEARTBEATS_PER_TIMEOUT) {
+        return; /* an answer, or asked already */
+    }
+    op->asked_ns = master->now_ns;
+    struct message question = {.type = MESSAGE_OP_WAITING};
+    question.as.op_waiting = (struct message_op_waiting){.epoch = waiting->epoch, .tag = waiting->tag};
+    for (int i = 0; i < group->size; i++) {
+        if (group->ring[i] != slot) {
+            master_send(master, group->ring[i], &question);
+        }
+    }
+    master_watch(master, master->now_ns + peer->timeout_ns / HEARTBEATS_PER_TIMEOUT);
+}
+
+static bool is_missing(const struct master_op *op, int slot) {
+    return !slot_set_has(&op->joined, slot) && !slot_set_has(&op->done, slot);
+}
+
+static void tell_stragglers(struct master *master, const struct group *group, const struct master_op *op) {
+    struct message message = {.type = MESSAGE_OP_STRAGGLERS};
+    struct message_stragglers *report = &message.as.stragglers;
+    report->epoch = group->epoch;
+    report->tag = op->tag;
+    report->waited_ms = (uint32_t)(op->waited_ns / 1000000);
+    for (int i = 0; i < group->size; i++) {
+        int slot = group->ring[i];
+        if (is_missing(op, slot) && report->named < MAX_NAMED_STRAGGLERS) {
+            report->peers[report->named++] = master->slots[slot].id;
+        }
+        report->total = (uint16_t)(report->total + is_missing(op, slot));
+    }
+    for (int i = 0; i < group->size && report->total > 0; i++) {
+        if (!is_missing(op, group->ring[i])) {
+            master_send(master, group->ring[i], &message);
+        }
+    }
+}
+
+/* Returns the first straggler to evict, or NO_SLOT. */
+static int judge(struct master *master, struct master_op *op) {
+    const struct group *group = &master->groups[op->group];
+    int straggler = NO_SLOT;
+    tell_stragglers(master, group, op);
+    for (int i = 0; i < group->size && straggler == NO_SLOT && op->straggler_limit; i++) {
+        straggler = is_missing(op, group->ring[i]) ? group->ring[i] : NO_SLOT;
+    }
+    op->asked_ns = 0;
+    slot_set_clear(&op->joined);
+    return straggler;
+}
+
+void master_op_check(struct master *master) {
+    for (int i = 0; i < MAX_PEERS; i++) {
+        if (!master->groups[i].used) {
+            continue;
+        }
+        int next;
+        for (int at = master->groups[i].first_op; at != NO_MASTER_OP; at = next) {
+            struct master_op *op = &master->ops[at];
+            next = op->next;
+            if (op->asked_ns == 0) {
+                continue;
+            }
+            uint64_t pause_ns = master->slots[master->groups[i].ring[0]].timeout_ns / HEARTBEATS_PER_TIMEOUT;
+            if (master->now_ns < op->asked_ns + pause_ns) {
+                master_watch(master, op->asked_ns + pause_ns);
+                continue;
+            }
+            uint64_t tag = op->tag;
+            double waited = (double)op->waited_ns / 1e9;
+            int straggler = judge(master, op);
+            if (straggler != NO_SLOT) {
+                master_join_evict(master, straggler, pcclEvicted,
+                                  "the others wait for it in the collective with tag %" PRIu64 " for %.1f s",
+                                  tag, waited);
+                break; /* the epoch is over, and with it all its ops */
+            }
+        }
+    }
+}

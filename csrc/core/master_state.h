@@ -1,0 +1,169 @@
+/* The state of the master, and the calls between the files that step it. Only core/master*.c and tests
+ * look in here. */
+#ifndef PCCL_CORE_MASTER_STATE_H
+#define PCCL_CORE_MASTER_STATE_H
+
+#include "base/random.h"
+#include "core/master.h"
+#include "core/rendezvous.h"
+
+enum slot_state {
+    SLOT_FREE,
+    SLOT_PENDING, /* welcomed, waits for the members to admit it */
+    SLOT_JOINING, /* in the plan of an epoch that is not committed yet, for the first time */
+    SLOT_MEMBER,  /* accepted: counts in every vote */
+};
+
+struct slot {
+    enum slot_state state;
+    struct id id;
+    int16_t group; /* index in master->groups */
+    struct address address;
+    char name[MAX_NAME_BYTES + 1];
+    uint16_t streams;
+    uint64_t timeout_ns, straggler_timeout_ns; /* straggler: 0 for none */
+    uint64_t last_heard_ns;
+    uint64_t order; /* of arrival */
+    bool ready;     /* for the group's plan */
+    uint8_t early_vote; /* cast before the vote that admitted this peer has ended: counts in the next */
+};
+
+/* The plan is the newest epoch that was proposed; it is committed if `epoch` equals `plan_epoch`. */
+struct group {
+    bool used;
+    uint32_t number; /* the user's */
+    uint64_t epoch;  /* committed and current; 0 while one is being formed */
+    uint64_t plan_epoch;
+    uint16_t size;
+    int16_t ring[MAX_PEERS];    /* slots in ring order */
+    struct id keys[MAX_PEERS];  /* of the link from ring[i] to ring[i + 1]; zero: needs a new one */
+    uint64_t formed_since_ns;   /* when the plan was proposed */
+    bool vote_announced;        /* the members know of the open vote */
+    struct id last_lost[2];     /* the link lost last, and how often in a row */
+    uint32_t lost_streak;
+    uint64_t last_lost_ns;
+    uint16_t failed_count; /* tags aborted since the last committed epoch */
+    uint64_t failed_tags[MAX_FAILED_TAGS];
+    int16_t first_op; /* list of open ops */
+};
+
+/* An op that some member has finished, or has asked about. */
+struct master_op {
+    bool used;
+    int16_t group;
+    uint64_t tag;
+    struct slot_set done, joined;
+    uint64_t asked_ns;       /* when the members were asked who has joined; 0: not asked */
+    uint64_t waited_ns;      /* the longest wait that a member has reported */
+    bool straggler_limit;    /* that wait has reached the member's straggler timeout */
+    int16_t previous, next;  /* in the group's list; `next` alone for the free ones */
+    int16_t chained;         /* in the bucket */
+};
+
+enum { MASTER_OP_BUCKETS = 8192, NO_MASTER_OP = -1, NO_GROUP = -1, NO_SLOT = -1 };
+
+struct master {
+    struct random_source random;
+    master_perform perform;
+    void *context;
+    uint64_t now_ns, last_step_ns;
+    uint64_t next_check_ns; /* nothing times out before */
+    uint64_t tick_ns;       /* the longest time between two checks */
+    struct id run;
+    uint64_t last_epoch, last_order;
+
+    uint64_t connections[MAX_PEERS]; /* of each slot; 0: free */
+    struct slot slots[MAX_PEERS];
+    struct slot_set members;         /* in state SLOT_MEMBER */
+    struct slot_set bad[MAX_PEERS];  /* pairs that could not be linked, either way */
+    struct slot_set flipped[MAX_PEERS]; /* pairs whose opener is the one later in the ring */
+    struct group groups[MAX_PEERS];
+
+    struct rendezvous vote; /* run-wide */
+    bool admitting;         /* all have voted for update_topology: it ends when all groups are formed */
+
+    struct master_op ops[MAX_MASTER_OPS];
+    int16_t buckets[MASTER_OP_BUCKETS];
+    int16_t free_op;
+
+    struct message message; /* the one being built: too large for every stack */
+    struct group scratch;   /* the plan before the one being made */
+};
+
+/* The *_check functions look for what has taken too long: silent peers, plans that do not get ready,
+ * stragglers in ops and votes. */
+
+/* What ends an epoch. */
+struct ending {
+    enum fate fate;
+    uint16_t status;
+    bool has_guilty_tag;
+    uint64_t guilty_tag;
+    char reason[MAX_REASON_BYTES + 1];
+};
+
+/* master.c */
+void master_send(struct master *master, int slot, const struct message *message);
+void master_send_type(struct master *master, int slot, enum message_type type);
+__attribute__((format(printf, 2, 3))) void master_log(struct master *master, const char *format, ...);
+enum { LABEL_BYTES = MAX_NAME_BYTES + 16 };
+const char *master_label(const struct master *master, int slot, char text[LABEL_BYTES]);
+/* The slot of the peer with this id, or NO_SLOT. */
+int master_find_id(const struct master *master, const struct id *id);
+/* Looks again at everything that a change of membership may have completed. */
+void master_settle(struct master *master);
+/* Something has to be looked at no later than this. */
+void master_watch(struct master *master, uint64_t deadline_ns);
+
+/* master_join.c */
+void master_join_hello(struct master *master, const struct master_event *event);
+void master_join_goodbye(struct master *master, int slot);
+void master_join_lost(struct master *master, int slot, const char *reason);
+/* Puts a peer out with a reason; its group goes on without it. */
+__attribute__((format(printf, 4, 5))) void master_join_evict(struct master *master, int slot,
+                                                             uint16_t status, const char *format, ...);
+/* The same for a peer whose group is being reformed by the caller. */
+void master_join_expel(struct master *master, int slot, uint16_t status, const char *reason);
+void master_join_check(struct master *master);
+void master_join_admit(struct master *master); /* all pending peers, into new plans of their groups */
+uint32_t master_join_pending(const struct master *master);
+
+/* master_epoch.c */
+__attribute__((format(printf, 2, 3))) struct ending ending_abort(uint16_t status, const char *format, ...);
+__attribute__((format(printf, 1, 2))) struct ending ending_carry(const char *format, ...);
+/* Ends the group's epoch and proposes the next one for those in its ring. Leaves out whom it must. */
+void master_epoch_reform(struct master *master, int group, const struct ending *ending);
+/* Puts a slot into its group's ring, or takes it out; the caller reforms. */
+void master_epoch_append(struct master *master, int slot);
+void master_epoch_remove(struct master *master, int slot);
+void master_epoch_ready(struct master *master, int slot, const struct message_ready *ready);
+void master_epoch_unreachable(struct master *master, int slot, const struct message_unreachable *report);
+void master_epoch_link_lost(struct master *master, int slot, const struct message_unreachable *report);
+void master_epoch_check(struct master *master);
+bool master_epoch_all_formed(const struct master *master);
+
+/* master_ring.c */
+/* Orders the `size` slots of `ring` so that no two neighbours are a bad pair, changing as little as it
+ * can. False if there is no such order, or none was found within a bounded search. */
+bool master_ring_order(const struct master *master, int16_t *ring, uint16_t size);
+/* Whom to leave out so that the others may form a ring: a newcomer before a member, then the one in most
+ * bad pairs, then the latest to arrive. */
+int master_ring_outcast(const struct master *master, const int16_t *ring, uint16_t size);
+
+/* master_op.c */
+void master_op_init(struct master *master);
+void master_op_done(struct master *master, int slot, const struct message_op *done);
+void master_op_waiting(struct master *master, int slot, const struct message_op_waiting *waiting);
+void master_op_mismatch(struct master *master, int slot, const struct message_op_mismatch *mismatch);
+void master_op_abort(struct master *master, int slot, const struct message_op_abort *abort);
+void master_op_forget(struct master *master, int group); /* all open ops of the group */
+void master_op_check(struct master *master);
+
+/* master_vote.c */
+void master_vote(struct master *master, int slot, const struct message_vote *vote);
+void master_vote_conflict(struct master *master, int slot, const struct message_op_conflict *conflict);
+void master_vote_withdraw(struct master *master, int slot);
+void master_vote_settle(struct master *master);
+void master_vote_check(struct master *master);
+
+#endif

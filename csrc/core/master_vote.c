@@ -1,0 +1,240 @@
+/* Joint calls of the whole run: one rendezvous, and what it leads to. */
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "core/describe.h"
+#include "core/master_state.h"
+#include "core/peer_state.h"
+#include "pccl.h"
+
+static int next_member(const struct master *master, int from) {
+    return from < MAX_PEERS ? slot_set_next(&master->members, from) : -1;
+}
+
+static void send_result(struct master *master, int slot, uint8_t kind, uint16_t status, uint64_t value,
+                        const char *reason) {
+    struct message message = {.type = MESSAGE_VOTE_RESULT};
+    message.as.vote_result.kind = kind;
+    message.as.vote_result.status = status;
+    message.as.vote_result.value = value;
+    snprintf(message.as.vote_result.reason, sizeof message.as.vote_result.reason, "%s", reason);
+    master_send(master, slot, &message);
+}
+
+/* Tells those members of the group who have not come what is open; `first` NO_SLOT: nothing any more. */
+static void announce(struct master *master, int group, uint8_t kind, int first) {
+    struct message message = {.type = MESSAGE_VOTE_OPENED};
+    message.as.vote.kind = kind;
+    message.as.vote.peer = first == NO_SLOT ? (struct id){{0}} : master->slots[first].id;
+    for (int slot = next_member(master, 0); slot >= 0; slot = next_member(master, slot + 1)) {
+        if (master->slots[slot].group == group && !slot_set_has(&master->vote.come, slot)) {
+            master_send(master, slot, &message);
+        }
+    }
+    master->groups[group].vote_announced = first != NO_SLOT;
+}
+
+static int first_voter_of(const struct master *master, int group) {
+    for (int slot = slot_set_next(&master->vote.come, 0); slot >= 0;
+         slot = slot + 1 < MAX_PEERS ? slot_set_next(&master->vote.come, slot + 1) : -1) {
+        if (master->slots[slot].group == group) {
+            return slot;
+        }
+    }
+    return NO_SLOT;
+}
+
+/* Ends the vote with one result for all who came. */
+static void end_vote(struct master *master, uint16_t status, uint64_t value, const char *reason) {
+    uint8_t kind = master->vote.kind;
+    struct slot_set come = master->vote.come;
+    for (int group = 0; group < MAX_PEERS; group++) {
+        if (master->groups[group].used && master->groups[group].vote_announced) {
+            announce(master, group, VOTE_NONE, NO_SLOT);
+        }
+    }
+    rendezvous_close(&master->vote);
+    slot_set_clear(&master->vote.come);
+    master->admitting = false;
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        if (slot_set_has(&come, slot)) {
+            send_result(master, slot, kind, status, value, reason);
+        }
+    }
+}
+
+/* What the members admitted last have voted for meanwhile. */
+static void count_early_votes(struct master *master) {
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        struct message_vote vote = {.kind = master->slots[slot].early_vote};
+        master->slots[slot].early_vote = VOTE_NONE;
+        if (vote.kind != VOTE_NONE && slot_set_has(&master->members, slot)) {
+            master_vote(master, slot, &vote);
+        }
+    }
+}
+
+static void mismatched_votes(struct master *master, int slot, uint8_t kind) {
+    char reason[MAX_REASON_BYTES + 1], first[LABEL_BYTES], second[LABEL_BYTES];
+    snprintf(reason, sizeof reason, "joint calls differ: peer %s called %s, peer %s called %s",
+             master_label(master, master->vote.first, first), vote_kind_name(master->vote.kind),
+             master_label(master, slot, second), vote_kind_name(kind));
+    master_log(master, "%s", reason);
+    end_vote(master, pcclMismatch, 0, reason);
+    send_result(master, slot, kind, pcclMismatch, 0, reason);
+}
+
+void master_vote(struct master *master, int slot, const struct message_vote *vote) {
+    if (master->slots[slot].state != SLOT_MEMBER || vote->kind == VOTE_NONE) {
+        master_join_evict(master, slot, pcclEvicted, "it voted although it has no vote");
+        return;
+    }
+    if (vote->kind == VOTE_SYNC_STATE) {
+        send_result(master, slot, vote->kind, pcclInvalidUsage, 0,
+                    "this master does not know shared state: install the same version of pccl on both");
+        return;
+    }
+    if (master->admitting) {
+        master->slots[slot].early_vote = vote->kind;
+        return;
+    }
+    if (master->vote.open && master->vote.kind != vote->kind) {
+        mismatched_votes(master, slot, vote->kind);
+        return;
+    }
+    if (!rendezvous_come(&master->vote, vote->kind, slot, master->now_ns)) {
+        return;
+    }
+    if (master->vote.next_report_ns == 0) {
+        master->vote.next_report_ns = master->now_ns + master->slots[slot].timeout_ns;
+    }
+    master_watch(master, master->now_ns); /* its straggler timeout may be the shortest */
+    if (!master->groups[master->slots[slot].group].vote_announced) {
+        announce(master, master->slots[slot].group, vote->kind, slot);
+    }
+    master_settle(master);
+}
+
+static void complete(struct master *master) {
+    switch (master->vote.kind) {
+    case VOTE_PEERS_PENDING:
+        end_vote(master, pcclSuccess, master_join_pending(master) > 0, "");
+        break;
+    case VOTE_UPDATE_TOPOLOGY:
+        master->admitting = true;
+        master_join_admit(master);
+        break;
+    default: /* VOTE_OPTIMIZE_TOPOLOGY: bandwidth is not measured, so the order that stands is kept */
+        end_vote(master, pcclSuccess, 0, "");
+        break;
+    }
+}
+
+void master_vote_settle(struct master *master) {
+    if (!master->vote.open) {
+        return;
+    }
+    if (!master->admitting && rendezvous_complete(&master->vote, &master->members)) {
+        complete(master);
+    }
+    if (master->vote.open && master->admitting && master_epoch_all_formed(master)) {
+        end_vote(master, pcclSuccess, 0, "");
+        count_early_votes(master);
+    }
+}
+
+void master_vote_withdraw(struct master *master, int slot) {
+    int group = master->slots[slot].group;
+    bool had_come = master->vote.open && slot_set_has(&master->vote.come, slot);
+    rendezvous_withdraw(&master->vote, slot);
+    if (!master->vote.open && master->admitting) {
+        master->admitting = false;
+        count_early_votes(master);
+    }
+    if (had_come && master->groups[group].vote_announced && first_voter_of(master, group) == NO_SLOT) {
+        announce(master, group, VOTE_NONE, NO_SLOT);
+    }
+}
+
+void master_vote_conflict(struct master *master, int slot, const struct message_op_conflict *conflict) {
+    int index = master->slots[slot].group;
+    struct group *group = &master->groups[index];
+    bool current = master->slots[slot].state == SLOT_MEMBER && group->epoch != 0 &&
+                   group->epoch == conflict->epoch && master->vote.open &&
+                   master->vote.kind == conflict->kind && !slot_set_has(&master->vote.come, slot);
+    int voter = current ? first_voter_of(master, index) : NO_SLOT;
+    if (voter == NO_SLOT) {
+        return;
+    }
+    char first[LABEL_BYTES], second[LABEL_BYTES], op[DESCRIBE_BYTES];
+    struct ending ending =
+        ending_abort(pcclMismatch, "peers wait for each other: peer %s called %s, peer %s called %s with tag %" PRIu64,
+                     master_label(master, voter, first), vote_kind_name(conflict->kind),
+                     master_label(master, slot, second), describe_op(&conflict->mine, op), conflict->tag);
+    ending.has_guilty_tag = true;
+    ending.guilty_tag = conflict->tag;
+    end_vote(master, pcclMismatch, 0, ending.reason);
+    master_epoch_reform(master, index, &ending);
+    master_settle(master);
+}
+
+/* Tells the voters who is missing; returns the shortest straggler timeout among them. */
+static uint64_t report_missing(struct master *master, bool tell) {
+    struct message message = {.type = MESSAGE_VOTE_WAITING};
+    struct message_stragglers *report = &message.as.stragglers;
+    report->kind = master->vote.kind;
+    report->waited_ms = (uint32_t)((master->now_ns - master->vote.opened_ns) / 1000000);
+    uint64_t shortest_ns = UINT64_MAX;
+    for (int slot = next_member(master, 0); slot >= 0; slot = next_member(master, slot + 1)) {
+        uint64_t straggler_ns = master->slots[slot].straggler_timeout_ns;
+        if (slot_set_has(&master->vote.come, slot)) {
+            shortest_ns = straggler_ns != 0 && straggler_ns < shortest_ns ? straggler_ns : shortest_ns;
+            continue;
+        }
+        report->total++;
+        if (report->named < MAX_NAMED_STRAGGLERS) {
+            report->peers[report->named++] = master->slots[slot].id;
+        }
+    }
+    for (int slot = 0; slot < MAX_PEERS && tell; slot++) {
+        if (slot_set_has(&master->vote.come, slot)) {
+            master_send(master, slot, &message);
+        }
+    }
+    return shortest_ns;
+}
+
+static int find_missing(const struct master *master) {
+    for (int slot = next_member(master, 0); slot >= 0; slot = next_member(master, slot + 1)) {
+        if (!slot_set_has(&master->vote.come, slot)) {
+            return slot;
+        }
+    }
+    return NO_SLOT;
+}
+
+void master_vote_check(struct master *master) {
+    struct rendezvous *vote = &master->vote;
+    if (!vote->open || master->admitting) {
+        return;
+    }
+    bool due = master->now_ns >= vote->next_report_ns;
+    uint64_t straggler_ns = report_missing(master, due);
+    uint64_t waited_ns = master->now_ns - vote->opened_ns;
+    if (due) {
+        vote->next_report_ns = vote->opened_ns + 2 * (vote->next_report_ns - vote->opened_ns);
+    }
+    master_watch(master, vote->next_report_ns);
+    if (straggler_ns == UINT64_MAX) {
+        return;
+    }
+    master_watch(master, vote->opened_ns + straggler_ns);
+    while (vote->open && !master->admitting && waited_ns >= straggler_ns) {
+        int slot = find_missing(master);
+        if (slot == NO_SLOT) {
+            return;
+        }
+        master_join_evict(master, slot, pcclEvicted, "the others wait for it in %s for %.1f s",
+                          vote_kind_name(vote->kind), (double)waited_ns / 1e9);
+    }
+}
