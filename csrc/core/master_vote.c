@@ -132,6 +132,7 @@ static void complete(struct master *master) {
 
 void master_vote_settle(struct master *master) {
     if (!master->vote.open) {
+        count_early_votes(master);
         return;
     }
     if (!master->admitting && rendezvous_complete(&master->vote, &master->members)) {
@@ -147,9 +148,8 @@ void master_vote_withdraw(struct master *master, int slot) {
     int group = master->slots[slot].group;
     bool had_come = master->vote.open && slot_set_has(&master->vote.come, slot);
     rendezvous_withdraw(&master->vote, slot);
-    if (!master->vote.open && master->admitting) {
+    if (!master->vote.open) {
         master->admitting = false;
-        count_early_votes(master);
     }
     if (had_come && master->groups[group].vote_announced && first_voter_of(master, group) == NO_SLOT) {
         announce(master, group, VOTE_NONE, NO_SLOT);

@@ -145,7 +145,7 @@ static void body_unreachable(struct cursor *cursor, struct message_unreachable *
 }
 
 static void body_vote(struct cursor *cursor, struct message_vote *vote) {
-    vote_kind(cursor, &vote->kind, VOTE_UPDATE_TOPOLOGY);
+    vote_kind(cursor, &vote->kind, VOTE_NONE);
     cursor_id(cursor, &vote->peer);
 }
 
