@@ -48,16 +48,18 @@ typedef double f64 ANYWHERE;
         }                                                                                                    \
     }
 
+#define TIMES(x, y) ((x) * (y))
+
 /* Signed sums and products are those of the unsigned type, which wrap. Narrow ones are taken in 32 bits
  * unsigned, because u16 * u16 in int can overflow. */
 REDUCE_LOOP(u8_add, u8, x + y)
 REDUCE_LOOP(u16_add, u16, x + y)
 REDUCE_LOOP(u32_add, u32, x + y)
 REDUCE_LOOP(u64_add, u64, x + y)
-REDUCE_LOOP(u8_multiply, u8, (uint32_t)x *(y))
-REDUCE_LOOP(u16_multiply, u16, (uint32_t)x *(y))
-REDUCE_LOOP(u32_multiply, u32, x *(y))
-REDUCE_LOOP(u64_multiply, u64, x *(y))
+REDUCE_LOOP(u8_multiply, u8, TIMES((uint32_t)x, y))
+REDUCE_LOOP(u16_multiply, u16, TIMES((uint32_t)x, y))
+REDUCE_LOOP(u32_multiply, u32, TIMES(x, y))
+REDUCE_LOOP(u64_multiply, u64, TIMES(x, y))
 
 #define INTEGER_MAX_MIN(type)                                                                                \
     REDUCE_LOOP(type##_max, type, x > y ? x : y)                                                             \
@@ -85,8 +87,8 @@ ELEMENT double f64_quiet(double value) {
 
 REDUCE_LOOP(f32_add, f32, f32_quiet(x + y))
 REDUCE_LOOP(f64_add, f64, f64_quiet(x + y))
-REDUCE_LOOP(f32_multiply, f32, f32_quiet(x *(y)))
-REDUCE_LOOP(f64_multiply, f64, f64_quiet(x *(y)))
+REDUCE_LOOP(f32_multiply, f32, f32_quiet(TIMES(x, y)))
+REDUCE_LOOP(f64_multiply, f64, f64_quiet(TIMES(x, y)))
 
 /* Max and min of floats: between equal numbers the bits differ only for +0 and -0, where "and" gives +0
  * and "or" gives -0. Both orders of the comparison, so that no operand is preferred. */
