@@ -161,10 +161,12 @@ void peer_step(struct peer *peer, const struct peer_event *event) {
     peer->now_ns = event->now_ns;
     /* While connected there is a heartbeat to send many times per timeout. A longer gap means that this
      * process itself stood still, and what the master sent meanwhile is still unread: it is not the
-     * master that was silent. */
+     * master that was silent. Nor is it time to write: if the master has closed, the answer would be a
+     * reset, which throws unread bytes away, and with them the reason. */
     uint64_t gap_ns = peer->now_ns - peer->last_step_ns;
     if (gap_ns > 3 * peer_heartbeat_ns(peer)) {
         peer->last_heard_ns += gap_ns;
+        peer->next_heartbeat_ns = peer->now_ns + peer_heartbeat_ns(peer);
     }
     peer->last_step_ns = peer->now_ns;
     dispatch(peer, event);
