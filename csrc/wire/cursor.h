@@ -96,7 +96,7 @@ static inline void cursor_u64(struct cursor *cursor, uint64_t *value) {
 }
 
 static inline void cursor_bool(struct cursor *cursor, bool *value) {
-    uint8_t byte = *value;
+    uint8_t byte = !cursor->reading && *value; /* what is read into may hold no bool yet */
     cursor_u8(cursor, &byte);
     cursor_require(cursor, byte <= 1);
     if (cursor->reading) {
