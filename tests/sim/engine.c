@@ -1,0 +1,471 @@
+/* The model of the peer's engine: links with their streams, and ops that move int64 elements along the
+ * ring in chunks. The rules are those of csrc/net: data moves to who has granted it; small ops go ahead
+ * of the grant while the link's eager window lasts; peer_find_op() says where a frame belongs. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "tests/sim/sim.h"
+
+/* ---- links ---- */
+
+struct link_end *link_find(struct process *process, const struct id *key) {
+    struct link_end *link = process->links;
+    while (link != NULL && !id_equal(&link->key, key)) {
+        link = link->next;
+    }
+    return link;
+}
+
+static const char *link_target_name(const struct link_end *link) {
+    return link->process->world->processes[link->target]->name;
+}
+
+static void start_attempts(struct link_end *link) {
+    struct world *world = link->process->world;
+    struct process *to = world->processes[link->target];
+    for (uint16_t stream = 0; stream < link->streams; stream++) {
+        struct attempt *attempt = arena_take(sizeof *attempt);
+        attempt->from = link->process;
+        attempt->to = to;
+        attempt->link = link;
+        attempt->stream = stream;
+        attempt->started = world->now;
+        post(world, path_delay(world, link->process->host, to->host), EVENT_ATTEMPT, NULL, attempt, 0);
+    }
+}
+
+void link_make(struct process *process, const struct peer_action *action) {
+    struct world *world = process->world;
+    if (link_find(process, &action->link.key) != NULL) {
+        violate(world, 7, "%s: a link with this key is there already", process->name);
+    }
+    int target = action->member->address.port - 1000;
+    if (target <= 0 || target >= world->process_count || action->member->address.family == ADDRESS_NONE ||
+        action->member->address.bytes[3] != world->processes[target]->host) {
+        violate(world, 1, "%s: the address of %s is not the one that it gave", process->name,
+                action->member->name);
+    }
+    struct link_end *link = arena_take(sizeof *link);
+    link->process = process;
+    link->target = target;
+    link->key = action->link.key;
+    link->opener = action->kind == PEER_LINK_OPEN;
+    link->streams = action->link.streams < MAX_SIM_STREAMS ? action->link.streams : MAX_SIM_STREAMS;
+    link->eager_credit = world->eager_window_bytes;
+    link->build_deadline = world->now + process->timeout_ns;
+    link->next = process->links;
+    process->links = link;
+    trace(world, "%s: link %s %s", process->name, link->opener ? "to" : "from", link_target_name(link));
+    if (link->opener) {
+        start_attempts(link);
+    }
+    post(world, process->timeout_ns, EVENT_LINK_TIMER, process, link, 0);
+}
+
+static void close_conns(struct link_end *link, const char *reason) {
+    struct world *world = link->process->world;
+    for (int i = 0; i < MAX_SIM_STREAMS; i++) {
+        struct conn *conn = link->conns[i];
+        if (conn != NULL) {
+            conn_close(world, conn, conn->ends[0].link == link ? 0 : 1, reason);
+        }
+    }
+}
+
+void link_close(struct process *process, const struct id *key) {
+    struct link_end **place = &process->links;
+    while (*place != NULL && !id_equal(&(*place)->key, key)) {
+        place = &(*place)->next;
+    }
+    struct link_end *link = *place;
+    if (link == NULL) {
+        violate(process->world, 7, "%s: closes a link that it does not have", process->name);
+    }
+    *place = link->next;
+    link->closed = true;
+    close_conns(link, "the link was closed by the other side");
+    trace(process->world, "%s: link with %s closes", process->name, link_target_name(link));
+    if (process->previous == link) {
+        process->previous = NULL;
+    }
+    if (process->next == link) {
+        process->next = NULL;
+    }
+    for (struct held **held = &process->held; *held != NULL;) {
+        if ((*held)->link == link) {
+            *held = (*held)->next;
+        } else {
+            held = &(*held)->next;
+        }
+    }
+}
+
+void link_lost(struct link_end *link, const char *reason) {
+    if (link->closed || link->state == LINK_DOWN) {
+        return;
+    }
+    link->state = LINK_DOWN;
+    close_conns(link, reason);
+    trace(link->process->world, "%s: link with %s is down: %s", link->process->name, link_target_name(link),
+          reason);
+    struct peer_event event = {.kind = PEER_EVENT_LINK_DOWN, .key = link->key, .reason = reason};
+    process_step(link->process, &event);
+}
+
+void link_bound(struct link_end *link, struct conn *conn, uint16_t stream) {
+    if (link->closed || link->state != LINK_BUILDING || link->conns[stream] != NULL) {
+        conn_close(link->process->world, conn, conn->ends[0].link == link ? 0 : 1, "turned away");
+        return;
+    }
+    link->conns[stream] = conn;
+    if (++link->bound == link->streams) {
+        link->state = LINK_UP;
+        link->last_heard = link->process->world->now;
+        trace(link->process->world, "%s: link with %s is up", link->process->name, link_target_name(link));
+        struct peer_event event = {.kind = PEER_EVENT_LINK_UP, .key = link->key};
+        process_step(link->process, &event);
+    }
+}
+
+/* Pings are not sent one by one: the other side is heard if it runs and the ways are open. */
+static bool hears(const struct link_end *link) {
+    const struct world *world = link->process->world;
+    const struct process *other = world->processes[link->target];
+    return other->alive && !other->frozen && path_open(world, other->host, link->process->host) &&
+           path_open(world, link->process->host, other->host);
+}
+
+void link_timer(struct link_end *link) {
+    struct world *world = link->process->world;
+    if (link->closed || link->state == LINK_DOWN) {
+        return;
+    }
+    uint64_t timeout = link->process->timeout_ns;
+    if (link->state == LINK_BUILDING) {
+        if (world->now >= link->build_deadline) {
+            link_lost(link, "it could not be built within the timeout");
+            return;
+        }
+    } else if (hears(link)) {
+        link->last_heard = world->now;
+    } else if (world->now - link->last_heard > timeout + timeout / 5) {
+        link_lost(link, "nothing heard on it within the timeout");
+        return;
+    }
+    uint64_t wait = timeout / 4;
+    if (link->state == LINK_BUILDING && link->build_deadline - world->now < wait) {
+        wait = link->build_deadline - world->now;
+    }
+    post(world, wait, EVENT_LINK_TIMER, link->process, link, 0);
+}
+
+/* ---- frames out ---- */
+
+static void send_frame(struct link_end *link, const struct frame *frame, const int64_t *payload,
+                       uint32_t count) {
+    if (link == NULL || link->closed || link->state != LINK_UP) {
+        return; /* the machine knows, or will */
+    }
+    struct world *world = link->process->world;
+    size_t bytes = sizeof(struct sim_frame) + count * sizeof(int64_t);
+    struct sim_frame *copy = arena_take(bytes);
+    copy->frame = *frame;
+    copy->count = count;
+    if (count > 0) {
+        memcpy(copy->payload, payload, count * sizeof(int64_t));
+    }
+    struct conn *conn = link->conns[below(&world->random_net, link->streams)];
+    int end = conn->ends[0].link == link ? 0 : 1;
+    if (conn->ends[end].open) {
+        conn_send(world, conn, end, ITEM_FRAME, copy, bytes, NULL);
+    }
+}
+
+static void send_grant(struct process *process, struct sim_op *op) {
+    op->given_grant = ++process->next_grant;
+    struct frame frame = {.type = FRAME_GRANT,
+                          .epoch = op->epoch,
+                          .tag = op->call->tag,
+                          .commits_seen = op->commits_seen,
+                          .grant = op->given_grant,
+                          .descriptor = op->call->descriptor};
+    send_frame(op->previous, &frame, NULL, 0);
+}
+
+static void send_chunk(struct sim_op *op, const struct ring_chunk_id *id, bool eager) {
+    const struct ring_plan *plan = &op->transfer.plan;
+    struct ring_range range = ring_chunk(plan, ring_segment_sent(plan, id->step), id->chunk);
+    struct frame frame = {.type = FRAME_DATA,
+                          .flags = eager ? FRAME_EAGER : 0,
+                          .step = (uint16_t)id->step,
+                          .chunk = id->chunk,
+                          .payload_bytes = (uint32_t)(range.count * sizeof(int64_t)),
+                          .epoch = op->epoch,
+                          .tag = op->call->tag,
+                          .commits_seen = op->commits_seen,
+                          .grant = eager ? 0 : op->got_grant,
+                          .descriptor = op->call->descriptor};
+    const int64_t *from = id->step == 0 ? op->call->input : op->work;
+    send_frame(op->next, &frame, from + range.offset, (uint32_t)range.count);
+}
+
+static uint64_t next_chunk_bytes(const struct sim_op *op) {
+    const struct ring_plan *plan = &op->transfer.plan;
+    const struct ring_chunk_id *id = &op->transfer.queue[op->transfer.sent];
+    return ring_chunk(plan, ring_segment_sent(plan, id->step), id->chunk).count * sizeof(int64_t);
+}
+
+/* Sends all that may go now. */
+static void pump(struct process *process, struct sim_op *op) {
+    struct world *world = process->world;
+    bool small = op->call->descriptor.count * sizeof(int64_t) <= world->eager_op_bytes;
+    while (op->transfer.sent < op->transfer.queued) {
+        bool eager = !op->granted;
+        uint64_t bytes = next_chunk_bytes(op);
+        if (eager && (!small || op->next == NULL || op->next->eager_credit < bytes)) {
+            return;
+        }
+        if (eager) {
+            op->next->eager_credit -= bytes;
+        }
+        struct ring_chunk_id id;
+        if (!ring_transfer_next(&op->transfer, &id)) {
+            violate(world, 2, "ring_transfer_next gives nothing though something is queued");
+        }
+        send_chunk(op, &id, eager);
+    }
+}
+
+static void give_credit(struct link_end *link, const struct frame *frame) {
+    if ((frame->flags & FRAME_EAGER) != 0) {
+        struct frame credit = {.type = FRAME_CREDIT, .credit = frame->payload_bytes};
+        send_frame(link, &credit, NULL, 0);
+    }
+}
+
+/* ---- frames in ---- */
+
+static bool same_descriptor(const struct op_descriptor *a, const struct op_descriptor *b) {
+    return a->kind == b->kind && a->datatype == b->datatype && a->reduce_op == b->reduce_op &&
+           a->quant_datatype == b->quant_datatype && a->quant_algorithm == b->quant_algorithm &&
+           a->algorithm == b->algorithm && a->root == b->root && a->count == b->count;
+}
+
+static void tell_mismatch(struct process *process, uint32_t index, const struct link_end *link,
+                          const struct frame *frame) {
+    struct sim_op *op = &process->ops[index];
+    if (op->mismatch_told) {
+        return;
+    }
+    op->mismatch_told = true;
+    struct posted_event *posted = arena_take(sizeof *posted);
+    posted->event = (struct peer_event){.kind = PEER_EVENT_OP_MISMATCH,
+                                        .op = index,
+                                        .descriptor = frame->descriptor,
+                                        .other = process->world->processes[link->target]->id};
+    posted->op_generation = op->generation;
+    post(process->world, 0, EVENT_PEER, process, posted, 0);
+}
+
+static void tell_whole(struct process *process, uint32_t index) {
+    struct sim_op *op = &process->ops[index];
+    op->whole = true;
+    struct posted_event *posted = arena_take(sizeof *posted);
+    posted->event = (struct peer_event){.kind = PEER_EVENT_OP_WHOLE, .op = index};
+    posted->op_generation = op->generation;
+    post(process->world, 0, EVENT_PEER, process, posted, 0);
+}
+
+static void take_chunk(struct process *process, uint32_t index, const struct link_end *link,
+                       const struct sim_frame *in) {
+    struct sim_op *op = &process->ops[index];
+    const struct frame *frame = &in->frame;
+    const struct ring_plan *plan = &op->transfer.plan;
+    if (link != op->previous) {
+        violate(process->world, 2, "%s: data of tag %" PRIu64 " comes over the wrong link", process->name,
+                frame->tag);
+    }
+    if (!same_descriptor(&frame->descriptor, &op->call->descriptor)) {
+        tell_mismatch(process, index, link, frame);
+        return;
+    }
+    if (!ring_transfer_expects(&op->transfer, frame->step, frame->chunk)) {
+        violate(process->world, 2, "%s: step %u chunk %u of tag %" PRIu64 " is not expected", process->name,
+                (unsigned)frame->step, (unsigned)frame->chunk, frame->tag);
+    }
+    struct ring_range range = ring_chunk(plan, ring_segment_received(plan, frame->step), frame->chunk);
+    if (range.count != in->count) {
+        violate(process->world, 2, "%s: a chunk has %u elements instead of %" PRIu64, process->name,
+                (unsigned)in->count, range.count);
+    }
+    for (uint32_t i = 0; i < in->count; i++) {
+        uint64_t at = range.offset + i;
+        op->work[at] = ring_step_reduces(plan, frame->step)
+                           ? reduce_one(op->call->descriptor.reduce_op, op->call->input[at], in->payload[i])
+                           : in->payload[i];
+    }
+    ring_transfer_received(&op->transfer, frame->step, frame->chunk);
+    pump(process, op);
+    if (ring_transfer_whole(&op->transfer) && !op->whole) {
+        tell_whole(process, index);
+    }
+}
+
+static void hold(struct process *process, struct link_end *link, const struct sim_frame *frame) {
+    struct held **place = &process->held;
+    while (*place != NULL) {
+        place = &(*place)->next;
+    }
+    *place = arena_take(sizeof **place);
+    (*place)->link = link;
+    (*place)->frame = frame;
+}
+
+static void take_grant(struct process *process, uint32_t index, const struct link_end *link,
+                       const struct frame *frame) {
+    struct sim_op *op = &process->ops[index];
+    if (link != op->next) {
+        violate(process->world, 2, "%s: a grant of tag %" PRIu64 " comes over the wrong link", process->name,
+                frame->tag);
+    }
+    if (!same_descriptor(&frame->descriptor, &op->call->descriptor)) {
+        tell_mismatch(process, index, link, frame);
+        return;
+    }
+    if (op->granted) {
+        violate(process->world, 2, "%s: tag %" PRIu64 " is granted twice", process->name, frame->tag);
+    }
+    op->granted = true;
+    op->got_grant = frame->grant;
+    pump(process, op);
+}
+
+/* False if the frame must wait. */
+static bool place(struct process *process, struct link_end *link, const struct sim_frame *in) {
+    const struct frame *frame = &in->frame;
+    uint32_t index = 0;
+    switch (peer_find_op(process->peer, frame->epoch, frame->tag, frame->commits_seen, &index)) {
+    case PEER_MATCH_LATER:
+        return false;
+    case PEER_MATCH_STALE:
+        give_credit(link, frame);
+        return true;
+    case PEER_MATCH_OP:
+        break;
+    }
+    if (index >= SIM_OPS || !process->ops[index].active || process->ops[index].epoch != frame->epoch ||
+        process->ops[index].call->tag != frame->tag) {
+        violate(process->world, 2, "%s: peer_find_op names an op that was not started", process->name);
+    }
+    if (frame->type == FRAME_GRANT) {
+        take_grant(process, index, link, frame);
+    } else {
+        take_chunk(process, index, link, in);
+        give_credit(link, frame);
+    }
+    return true;
+}
+
+void engine_frame(struct link_end *link, const struct sim_frame *in) {
+    struct process *process = link->process;
+    const struct frame *frame = &in->frame;
+    if (link->closed || link->state == LINK_DOWN) {
+        return;
+    }
+    if (frame->type == FRAME_CREDIT) {
+        link->eager_credit += frame->credit;
+        for (int i = 0; i < SIM_OPS; i++) {
+            if (process->ops[i].active && process->ops[i].next == link) {
+                pump(process, &process->ops[i]);
+            }
+        }
+        return;
+    }
+    if (frame->type == FRAME_DATA && (frame->flags & FRAME_EAGER) == 0) {
+        for (uint32_t i = 0; i < SIM_OPS; i++) {
+            if (process->ops[i].active && process->ops[i].given_grant == frame->grant) {
+                take_chunk(process, i, link, in);
+                return;
+            }
+        }
+        return; /* an outdated grant: the op was stopped */
+    }
+    if (!place(process, link, in)) {
+        hold(process, link, in);
+    }
+}
+
+void engine_reexamine(struct process *process) {
+    struct held *list = process->held;
+    process->held = NULL;
+    for (; list != NULL; list = list->next) {
+        if (!list->link->closed && !place(process, list->link, list->frame)) {
+            hold(process, list->link, list->frame);
+        }
+    }
+}
+
+/* ---- ops ---- */
+
+void op_start(struct process *process, const struct peer_action *action) {
+    struct world *world = process->world;
+    struct call *call = process_call(process, action->call);
+    if (action->op >= SIM_OPS || process->ops[action->op].active) {
+        violate(world, 7, "%s: op index %u is in use or beyond what is in flight", process->name,
+                (unsigned)action->op);
+    }
+    check_start(process, call, action);
+    struct sim_op *op = &process->ops[action->op];
+    *op = (struct sim_op){.active = true,
+                          .call = call,
+                          .epoch = action->epoch,
+                          .commits_seen = action->commits_seen,
+                          .previous = process->previous,
+                          .next = process->next,
+                          .generation = ++process->op_generation};
+    struct ring_plan plan =
+        ring_plan_make(action->rank, action->world, call->descriptor.count, sizeof(int64_t));
+    /* A few dozen elements would be one chunk: cut finer, so that chunks overtake each other. */
+    plan.chunk_elements = plan.block_elements;
+    uint64_t longest = ring_segment(&plan, 0).count;
+    plan.chunks_per_segment = (uint32_t)((longest + plan.chunk_elements - 1) / plan.chunk_elements);
+    op->work = arena_take(MAX_CALL_ELEMENTS * sizeof(int64_t));
+    ring_transfer_init(&op->transfer, &plan, arena_take(ring_transfer_bytes(&plan)));
+    send_grant(process, op);
+    pump(process, op);
+    if (ring_transfer_whole(&op->transfer)) {
+        tell_whole(process, action->op);
+    }
+}
+
+static struct sim_op *find_op(struct process *process, const struct peer_action *action) {
+    struct sim_op *op = action->op < SIM_OPS ? &process->ops[action->op] : NULL;
+    if (op == NULL || !op->active || op->call->number != action->call) {
+        violate(process->world, 2, "%s: stops or finishes op %u, which is not running", process->name,
+                (unsigned)action->op);
+    }
+    return op;
+}
+
+void op_stop(struct process *process, const struct peer_action *action) {
+    struct sim_op *op = find_op(process, action);
+    op->active = false;
+    op->call->stopped = true;
+    op->call->started = false;
+    op->call->record->stopped[op->call->record_rank] = true;
+}
+
+void op_finish(struct process *process, const struct peer_action *action) {
+    struct sim_op *op = find_op(process, action);
+    struct call *call = op->call;
+    if (!op->whole || !ring_transfer_whole(&op->transfer)) {
+        violate(process->world, 2, "%s: tag %" PRIu64 " is committed before its result is whole",
+                process->name, call->tag);
+    }
+    memcpy(call->result, op->work, call->descriptor.count * sizeof(int64_t));
+    call->finished = true;
+    check_finish(process, call, op);
+    op->active = false;
+    process->expect_complete = true;
+    process->finishing = call;
+}

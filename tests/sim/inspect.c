@@ -1,0 +1,64 @@
+/* The only file of the simulator that looks into the machines: what they keep when nothing is under way. */
+#include <stdio.h>
+
+#include "core/master_state.h"
+#include "core/peer_state.h"
+#include "tests/sim/sim.h"
+
+static int master_free_ops(const struct master *master) {
+    int count = 0;
+    for (int16_t at = master->free_op; at != NO_MASTER_OP && count <= MAX_MASTER_OPS;
+         at = master->ops[at].next) {
+        count++;
+    }
+    return count;
+}
+
+int inspect_master_leftovers(const struct master *master, char *text, size_t bytes) {
+    int ops = MAX_MASTER_OPS - master_free_ops(master), groups = 0, chained = 0, early = 0, lost = 0;
+    bool has_peers[MAX_PEERS] = {false};
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        if (master->slots[slot].state != SLOT_FREE) {
+            has_peers[master->slots[slot].group] = true;
+            early += master->slots[slot].early_vote != VOTE_NONE;
+        } else if (master->connections[slot] != 0) {
+            lost++;
+        }
+    }
+    for (int i = 0; i < MAX_PEERS; i++) {
+        const struct group *group = &master->groups[i];
+        groups += group->used && !has_peers[i];
+        chained += group->used && (group->first_op != NO_MASTER_OP || group->failed_count > 0);
+    }
+    for (int i = 0; i < MASTER_OP_BUCKETS; i++) {
+        ops += master->buckets[i] != NO_MASTER_OP;
+    }
+    if (ops == 0 && groups == 0 && chained == 0 && early == 0 && lost == 0 && !master->vote.open &&
+        !master->admitting) {
+        return 0;
+    }
+    snprintf(text, bytes, "%d ops, %d groups without peers, %d groups with ops or tags, %d early votes, "
+             "%d connections without a peer, vote %s", ops, groups, chained, early, lost,
+             master->vote.open ? "open" : master->admitting ? "admitting" : "closed");
+    return 1;
+}
+
+int inspect_peer_leftovers(const struct peer *peer, char *text, size_t bytes) {
+    int free_ops = 0, chained = 0;
+    for (int16_t at = peer->free_op; at != NO_OP && free_ops <= MAX_OPS; at = peer->ops[at].next) {
+        free_ops++;
+    }
+    for (int i = 0; i < OP_BUCKETS; i++) {
+        chained += peer->buckets[i] != NO_OP;
+    }
+    if (free_ops == MAX_OPS && chained == 0 && peer->op_count == 0 && peer->first_op == NO_OP &&
+        peer->last_op == NO_OP && peer->failed_count == 0 && peer->vote_call == 0 &&
+        peer->connect_call == 0 && peer->close_call == 0 && peer->open_vote == VOTE_NONE) {
+        return 0;
+    }
+    snprintf(text, bytes, "%d ops in use, %d in buckets, %u counted, %u failed tags, %s", MAX_OPS - free_ops,
+             chained, (unsigned)peer->op_count, (unsigned)peer->failed_count,
+             peer->vote_call != 0 ? "a vote" : peer->connect_call != 0 ? "a connect"
+             : peer->close_call != 0 ? "a close" : peer->open_vote != VOTE_NONE ? "word of a vote" : "no call");
+    return 1;
+}

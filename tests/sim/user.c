@@ -1,0 +1,418 @@
+/* The users: each runs the same program, a function of the seed and the round, as trainers do. What a
+ * call returns decides what comes next, so users stay in step only if outcomes are one for all. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "tests/sim/sim.h"
+
+static uint64_t mix(uint64_t a, uint64_t b, uint64_t c) {
+    struct random_source source = {a * UINT64_C(0x9e3779b97f4a7c15) ^ b * UINT64_C(0xc2b2ae3d27d4eb4f) ^
+                                   c * UINT64_C(0x165667b19e3779f9)};
+    random_next(&source);
+    return random_next(&source);
+}
+
+static void plan_round(const struct process *process, uint64_t round, struct round_plan *plan) {
+    const struct world *world = process->world;
+    struct random_source all = {mix(world->options.seed, round, 1)};
+    struct random_source group = {mix(world->options.seed, round, 2 + process->group)};
+    memset(plan, 0, sizeof *plan);
+    plan->pending = chance(&all, 30);
+    plan->skip_if_none = chance(&all, 50);
+    plan->optimize = chance(&all, 10);
+    bool amid = chance(&all, 15);
+    plan->async = chance(&all, 60) || amid;
+    plan->ops = (int)below(&group, MAX_BATCH + 1);
+    if (world->wrong_users) {
+        plan->async = false; /* an async op does not wait: nobody could tell that it waits in vain */
+    }
+    plan->pending_amid_ops = amid && plan->async;
+    bool bounded = !world->faultless && chance(&group, 10);
+    for (int i = 0; i < plan->ops; i++) {
+        struct planned_op *op = &plan->op[i];
+        op->tag = chance(&group, 60) ? (uint64_t)i : 1000 + round * MAX_BATCH + (uint64_t)i;
+        op->descriptor.kind = OP_ALL_REDUCE;
+        op->descriptor.datatype = pcclInt64;
+        op->descriptor.reduce_op = (uint8_t[]){pcclSum, pcclSum, pcclMax, pcclProd, pcclMin}[below(&group, 5)];
+        op->descriptor.count = 1 + below(&group, chance(&group, 50) ? 24 : MAX_CALL_ELEMENTS);
+        op->bound_ns = bounded ? world->timeout_ns / 8 + below(&group, 3 * world->timeout_ns) : 0;
+    }
+}
+
+void user_init(struct process *process) {
+    struct user *user = &process->user;
+    memset(user, 0, sizeof *user);
+    user->stage = STAGE_CONNECT;
+    user_wake(process, below(&process->world->random_user, 20 * MILLISECOND));
+}
+
+void user_wake(struct process *process, uint64_t delay) {
+    if (!process->user.awake_scheduled) {
+        process->user.awake_scheduled = true;
+        post(process->world, delay, EVENT_USER, process, NULL, 0);
+    }
+}
+
+static void think(struct process *process) {
+    struct world *world = process->world;
+    uint64_t delay = below(&world->random_user, world->think_ns) + process->user.slow_ns;
+    if (process->user.rounds_done > world->active_rounds && world->phase == PHASE_ACTIVE) {
+        delay += below(&world->random_user, world->timeout_ns / 8); /* enough was done: wait for the faults */
+    }
+    process->user.slow_ns = 0;
+    user_wake(process, delay);
+}
+
+/* ---- calls ---- */
+
+/* The same call at the same peer has the same input whenever it is made again. */
+void user_fill(struct call *call) {
+    uint64_t base = mix((uint64_t)call->process->index * 7919 + call->round, (uint64_t)call->slot, call->tag);
+    for (uint64_t i = 0; i < MAX_CALL_ELEMENTS; i++) {
+        call->input[i] = i < call->descriptor.count ? (int64_t)(base + i * (base >> 40 | 1)) : 0;
+    }
+}
+
+struct call *user_call(struct process *process, enum call_kind kind) {
+    struct call *call = arena_take(sizeof *call);
+    call->number = ++process->next_call;
+    call->process = process;
+    call->kind = kind;
+    call->round = process->user.round;
+    call->blocking = true;
+    call->opened_at = process->world->now;
+    call->open = true;
+    for (int i = 0; i < MAX_OPEN_CALLS; i++) {
+        if (process->calls[i] == NULL) {
+            process->calls[i] = call;
+            return call;
+        }
+    }
+    violate(process->world, 0, "%s has too many calls open", process->name);
+}
+
+void user_issue(struct process *process, struct call *call, uint64_t bound_ns) {
+    struct peer_event event = {.call = call->number};
+    switch (call->kind) {
+    case CALL_CONNECT:
+        event.kind = PEER_EVENT_CONNECT;
+        trace(process->world, "%s calls connect", process->name);
+        break;
+    case CALL_CLOSE:
+        event.kind = PEER_EVENT_CLOSE;
+        trace(process->world, "%s calls close", process->name);
+        break;
+    case CALL_VOTE:
+        event.kind = PEER_EVENT_VOTE;
+        event.vote = call->vote;
+        trace(process->world, "%s calls %s (round %" PRIu64 ")", process->name, vote_name(call->vote),
+              call->round);
+        break;
+    case CALL_OP:
+        event.kind = PEER_EVENT_OP;
+        event.tag = call->tag;
+        event.blocking = call->blocking;
+        event.descriptor = call->descriptor;
+        event.deadline_ns = bound_ns == 0 ? 0 : local_time(process) + bound_ns;
+        user_fill(call);
+        trace(process->world, "%s calls all_reduce tag=%" PRIu64 " count=%" PRIu64 "%s (round %" PRIu64
+              " slot %d attempt %d)", process->name, call->tag, call->descriptor.count,
+              call->blocking ? "" : " async", call->round, call->slot, call->attempt);
+        break;
+    }
+    process->user.open_blocking += call->blocking && call->kind != CALL_CLOSE;
+    process->user.open_async += !call->blocking;
+    process_step(process, &event);
+}
+
+static void vote(struct process *process, uint8_t kind, bool wrong, bool amid_ops) {
+    struct call *call = user_call(process, CALL_VOTE);
+    call->vote = kind;
+    call->wrong = wrong;
+    call->slot = amid_ops;
+    call->attempt = amid_ops ? 0 : process->user.attempts[0];
+    user_issue(process, call, 0);
+}
+
+static bool take_wrong(struct process *process, uint8_t wrong) {
+    if (process->user.wrong != wrong || process->world->phase != PHASE_ACTIVE) {
+        return false;
+    }
+    process->user.wrong = WRONG_NONE;
+    return true;
+}
+
+void user_close(struct process *process, bool reconnects) {
+    struct user *user = &process->user;
+    if (!process->alive || user->stage == STAGE_DONE || user->closing) {
+        return;
+    }
+    user->closing = true;
+    user->reconnects = reconnects;
+    user_issue(process, user_call(process, CALL_CLOSE), 0);
+}
+
+/* ---- the program ---- */
+
+static void enter(struct process *process, enum user_stage stage) {
+    struct user *user = &process->user;
+    user->stage = stage;
+    user->mismatches = 0;
+    user->batch_ready = false;
+    memset(user->attempts, 0, sizeof user->attempts);
+    think(process);
+}
+
+static void begin_batch(struct process *process) {
+    struct user *user = &process->user;
+    struct random_source *random = &process->world->random_user;
+    for (int i = 0; i < MAX_BATCH; i++) {
+        user->slots[i] = i < user->plan.ops ? SLOT_TODO : SLOT_NONE;
+        user->attempts[i] = 0;
+        user->order[i] = i;
+    }
+    for (int i = user->plan.ops - 1; i > 0 && user->plan.async; i--) {
+        int j = (int)below(random, (uint64_t)i + 1);
+        int kept = user->order[i];
+        user->order[i] = user->order[j];
+        user->order[j] = kept;
+    }
+    user->asked_amid_ops = false;
+    user->batch_ready = true;
+}
+
+static void start_op(struct process *process, int slot) {
+    struct user *user = &process->user;
+    const struct planned_op *planned = &user->plan.op[slot];
+    struct call *call = user_call(process, CALL_OP);
+    call->tag = planned->tag;
+    call->descriptor = planned->descriptor;
+    call->slot = slot;
+    call->attempt = user->attempts[slot];
+    call->blocking = !user->plan.async;
+    if (take_wrong(process, WRONG_DESCRIPTOR)) {
+        call->wrong = true;
+        if (chance(&process->world->random_user, 50)) {
+            call->descriptor.reduce_op = call->descriptor.reduce_op == pcclSum ? pcclMax : pcclSum;
+        } else {
+            call->descriptor.count = call->descriptor.count % MAX_CALL_ELEMENTS + 1;
+        }
+    }
+    user->slots[slot] = SLOT_OPEN;
+    uint64_t bound = planned->bound_ns;
+    if (bound == 0 && process->world->wrong_users) {
+        bound = 2 * process->world->timeout_ns; /* users that lose step must not wait for ever */
+    }
+    user_issue(process, call, bound);
+    if (!call->blocking) {
+        think(process);
+    }
+}
+
+static bool batch_step(struct process *process) {
+    struct user *user = &process->user;
+    if (!user->batch_ready) {
+        begin_batch(process);
+    }
+    bool failed = false;
+    for (int i = 0; i < user->plan.ops; i++) {
+        int slot = user->order[i];
+        if (user->slots[slot] == SLOT_TODO) {
+            if (take_wrong(process, WRONG_SKIP_OP)) {
+                user->slots[slot] = SLOT_DONE;
+                think(process);
+            } else if (take_wrong(process, WRONG_VOTE_FOR_OP)) {
+                vote(process, VOTE_UPDATE_TOPOLOGY, true, false);
+            } else {
+                start_op(process, slot);
+            }
+            return false;
+        }
+        failed |= user->slots[slot] == SLOT_FAILED;
+    }
+    if (user->plan.pending_amid_ops && !user->asked_amid_ops) {
+        user->asked_amid_ops = true;
+        vote(process, VOTE_PEERS_PENDING, false, true);
+        return false;
+    }
+    if (user->open_async > 0 || user->open_blocking > 0) {
+        return false;
+    }
+    for (int i = 0; i < user->plan.ops && failed; i++) {
+        if (user->slots[i] == SLOT_FAILED) {
+            user->slots[i] = SLOT_TODO;
+            user->attempts[i]++;
+        }
+    }
+    if (failed) {
+        think(process);
+    }
+    return !failed;
+}
+
+static void end_round(struct process *process) {
+    struct user *user = &process->user;
+    struct world *world = process->world;
+    user->round++;
+    user->rounds_done++;
+    if (user->round >= world->end_round) {
+        user->stage = STAGE_IDLE;
+        trace(world, "%s rests", process->name);
+        return;
+    }
+    enter(process, STAGE_BEGIN);
+}
+
+void user_step(struct process *process) {
+    struct user *user = &process->user;
+    user->awake_scheduled = false;
+    if (user->open_blocking > 0 || user->closing) {
+        return;
+    }
+    switch (user->stage) {
+    case STAGE_CONNECT:
+        user_issue(process, user_call(process, CALL_CONNECT), 0);
+        break;
+    case STAGE_BEGIN:
+        plan_round(process, user->round, &user->plan);
+        user->attempts[0] = user->mismatches;
+        if (process->world->phase != PHASE_ACTIVE) {
+            user->plan.skip_if_none = false; /* all who want to must get in before the end */
+        }
+        if (user->plan.pending) {
+            vote(process, VOTE_PEERS_PENDING, false, false);
+            break;
+        }
+        user->stage = STAGE_TOPOLOGY;
+        /* fall through */
+    case STAGE_TOPOLOGY:
+        if (take_wrong(process, WRONG_VOTE)) {
+            vote(process, VOTE_PEERS_PENDING, true, false);
+        } else {
+            vote(process, VOTE_UPDATE_TOPOLOGY, false, false);
+        }
+        break;
+    case STAGE_OPTIMIZE:
+        vote(process, VOTE_OPTIMIZE_TOPOLOGY, false, false);
+        break;
+    case STAGE_OPS:
+        if (batch_step(process)) {
+            end_round(process);
+        }
+        break;
+    default:
+        break;
+    }
+}
+
+/* ---- answers ---- */
+
+static void start_anew(struct process *process, uint64_t delay) {
+    struct user *user = &process->user;
+    user->stage = STAGE_CONNECT;
+    user->batch_ready = false;
+    process->connected = false;
+    user_wake(process, delay + below(&process->world->random_user, process->world->timeout_ns / 5));
+}
+
+/* The newcomer takes over the round of those who let it in. */
+static void joined(struct process *process) {
+    process->user.round = process->user.admitted_round;
+    plan_round(process, process->user.round, &process->user.plan);
+    enter(process, process->user.plan.optimize ? STAGE_OPTIMIZE : STAGE_OPS);
+}
+
+static void vote_over(struct process *process, struct call *call) {
+    struct user *user = &process->user;
+    if (user->stage == STAGE_OPS) { /* amid ops, or wrong in place of an op */
+        think(process);
+        return;
+    }
+    if (call->wrong || call->status != pcclSuccess) {
+        if (++user->mismatches > 200) {
+            violate(process->world, 4, "%s: %s failed 200 times in a row", process->name,
+                    vote_name(call->vote));
+        }
+        if (!call->wrong) {
+            user->attempts[0]++;
+        }
+        think(process);
+        return;
+    }
+    if (user->stage == STAGE_BEGIN) {
+        bool skip = call->value == 0 && user->plan.skip_if_none;
+        enter(process, !skip ? STAGE_TOPOLOGY : user->plan.optimize ? STAGE_OPTIMIZE : STAGE_OPS);
+    } else if (user->stage == STAGE_TOPOLOGY) {
+        if (process->world->wrong_users && user->admitted_round > user->round) {
+            user->round = user->admitted_round;
+            plan_round(process, user->round, &user->plan);
+        }
+        enter(process, user->plan.optimize ? STAGE_OPTIMIZE : STAGE_OPS);
+    } else {
+        enter(process, STAGE_OPS);
+    }
+}
+
+static void op_over(struct process *process, struct call *call) {
+    struct user *user = &process->user;
+    int slot = call->slot;
+    bool again = call->status == pcclRankConnectionLost;
+    if (call->status == pcclMismatch || call->status == pcclTimeout) {
+        again = user->attempts[slot] < 3;
+    }
+    user->slots[slot] = again ? SLOT_FAILED : SLOT_DONE;
+    if (user->attempts[slot] > 200) {
+        violate(process->world, 4, "%s: tag %" PRIu64 " failed 200 times in a row", process->name, call->tag);
+    }
+    if (call->blocking && again) { /* at once, before the next op */
+        user->slots[slot] = SLOT_TODO;
+        user->attempts[slot]++;
+    }
+    think(process);
+}
+
+static bool must_join_anew(uint16_t status) {
+    return status == pcclMasterConnectionLost || status == pcclEvicted || status == pcclRefused ||
+           status == pcclMasterConnectionFailed || status == pcclRankConnectionFailed;
+}
+
+void user_complete(struct process *process, struct call *call) {
+    struct user *user = &process->user;
+    user->open_blocking -= call->blocking && call->kind != CALL_CLOSE;
+    user->open_async -= !call->blocking;
+    if (user->stage == STAGE_SCRIPTED) {
+        return;
+    }
+    if (call->kind == CALL_CLOSE) {
+        user->closing = false;
+        if (user->reconnects && process->world->phase == PHASE_ACTIVE) {
+            start_anew(process, 0);
+        } else {
+            user->stage = STAGE_DONE;
+            process->connected = false;
+        }
+        return;
+    }
+    if (user->closing || user->stage == STAGE_DONE) {
+        return;
+    }
+    if (call->kind == CALL_CONNECT) {
+        if (call->status == pcclSuccess) {
+            joined(process);
+        } else {
+            start_anew(process, process->world->timeout_ns / 10);
+        }
+        return;
+    }
+    if (must_join_anew(call->status)) {
+        start_anew(process, 0);
+    } else if (call->status == pcclInvalidUsage) {
+        violate(process->world, 4, "%s: a call that fits ends with InvalidUsage", process->name);
+    } else if (user->stage == STAGE_CONNECT) {
+        return; /* a straggler of the life before */
+    } else if (call->kind == CALL_VOTE) {
+        vote_over(process, call);
+    } else {
+        op_over(process, call);
+    }
+}
