@@ -1,4 +1,4 @@
-"""The C core as the tests see it: the library that shows every symbol, with declarations cut out of its headers.
+"""The C core as the tests see it: the library that shows every symbol, declarations cut out of its headers.
 
     ffi, lib = load("base/limits.h", "base/id.h", "wire/message.h")
     ffi, lib = load(*PUBLIC_HEADERS, "data/reduce.h")

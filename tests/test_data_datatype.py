@@ -1,7 +1,6 @@
 """csrc/data/datatype.c: sizes and names of element types and reduce operations."""
 
 import pytest
-
 from native import PUBLIC_HEADERS, load
 
 ffi, lib = load(*PUBLIC_HEADERS, "data/datatype.h")

@@ -6,23 +6,21 @@
 #include <stdint.h>
 #include <string.h>
 
-#define HALF_INLINE __attribute__((always_inline)) static inline
-
 enum { F16_NAN = 0x7E00, BF16_NAN = 0x7FC0, F32_NAN = 0x7FC00000 };
 
-HALF_INLINE float f32_from_bits(uint32_t bits) {
+__attribute__((always_inline)) static inline float f32_from_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof(value));
     return value;
 }
 
-HALF_INLINE uint32_t f32_bits(float value) {
+__attribute__((always_inline)) static inline uint32_t f32_bits(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof(bits));
     return bits;
 }
 
-HALF_INLINE float f16_to_f32(uint16_t half) {
+__attribute__((always_inline)) static inline float f16_to_f32(uint16_t half) {
     uint32_t sign = (uint32_t)(half & 0x8000) << 16;
     uint32_t rest = (uint32_t)(half & 0x7FFF) << 13;
     if (rest >= 0x0F800000) { /* infinity or NaN */
@@ -33,7 +31,7 @@ HALF_INLINE float f16_to_f32(uint16_t half) {
     return f32_from_bits(sign | rest) * 0x1p112f;
 }
 
-HALF_INLINE uint16_t f16_from_f32(float value) {
+__attribute__((always_inline)) static inline uint16_t f16_from_f32(float value) {
     uint32_t bits = f32_bits(value);
     uint32_t sign = bits >> 16 & 0x8000;
     uint32_t rest = bits & 0x7FFFFFFF;
@@ -50,11 +48,11 @@ HALF_INLINE uint16_t f16_from_f32(float value) {
     return (uint16_t)(sign | (rest - 0x38000000 + 0xFFF + (rest >> 13 & 1)) >> 13);
 }
 
-HALF_INLINE float bf16_to_f32(uint16_t half) {
+__attribute__((always_inline)) static inline float bf16_to_f32(uint16_t half) {
     return f32_from_bits((uint32_t)half << 16);
 }
 
-HALF_INLINE uint16_t bf16_from_f32(float value) {
+__attribute__((always_inline)) static inline uint16_t bf16_from_f32(float value) {
     uint32_t bits = f32_bits(value);
     uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
     return (uint16_t)(value != value ? (uint32_t)BF16_NAN : rounded);
