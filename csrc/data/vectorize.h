@@ -1,5 +1,5 @@
 /* For files whose loops must become vector code in every optimised build: GCC does not vectorise loops
- * of unknown length at -O2. Include it after the system's headers, before any function. */
+ * of unknown length at -O2. It counts for the functions that follow it. */
 #ifndef PCCL_DATA_VECTORIZE_H
 #define PCCL_DATA_VECTORIZE_H
 
