@@ -1,0 +1,50 @@
+/* One call of a user's thread on its way through the net thread and back. */
+#ifndef PCCL_NET_CALL_H
+#define PCCL_NET_CALL_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/peer.h"
+#include "net/buffer_pool.h"
+#include "net/list.h"
+
+struct waiter;
+
+/* Belongs to the user's thread before comm_post() and after it is done; between the two to the net
+ * thread, but for what is under the communicator's mutex. */
+struct call {
+    /* What is asked. */
+    enum peer_event_kind kind; /* PEER_EVENT_CONNECT, _CLOSE, _VOTE or _OP */
+    uint8_t vote;
+    bool blocking;
+    uint64_t tag;
+    uint64_t deadline_ns; /* 0: none */
+    struct op_descriptor descriptor;
+    const void *input; /* the user's; never written, but by an op in place that is committed */
+    void *output;      /* the user's */
+    struct buffer work; /* in place: as large as the buffers, from the communicator's pool; else empty */
+    size_t bytes;      /* of each buffer */
+
+    /* How it ended. */
+    uint16_t status; /* pcclResult_t */
+    uint64_t value;
+    uint64_t tx_bytes, rx_bytes;
+    char text[MAX_REASON_BYTES + 1];
+
+    /* Between the threads: under the communicator's mutex, `done` also readable without it. */
+    struct list node;
+    struct waiter *waiter; /* who is to be woken when it is done */
+    atomic_bool done;
+    bool abandoned; /* nobody waits any more: the net thread frees it */
+
+    /* The table of calls that can be awaited: under the mutex as well. */
+    struct list async_node, age_node;
+    bool awaited; /* a thread waits for it */
+
+    uint64_t number; /* the net thread's */
+};
+
+#endif

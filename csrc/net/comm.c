@@ -1,0 +1,318 @@
+#define _GNU_SOURCE
+#include "net/comm.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/last_error.h"
+#include "net/clock.h"
+
+enum thread_state { THREAD_NONE, THREAD_STARTING, THREAD_RUNNING };
+
+struct comm {
+    struct peer_loop_options options;
+    struct mailbox mailbox;
+    struct buffer_pool pool;
+    struct peer_loop *loop; /* of THREAD_RUNNING */
+
+    pthread_mutex_t mutex; /* of what follows */
+    pthread_cond_t nobody;
+    uint32_t users; /* threads between comm_enter() and comm_leave() */
+    bool closing;
+    enum thread_state thread_state;
+
+    bool (*check)(void *); /* changes only while no call waits */
+    void *check_context;
+    uint64_t check_interval_ns;
+};
+
+struct comm *comm_create(const struct peer_loop_options *options) {
+    struct comm *comm = calloc(1, sizeof *comm);
+    if (comm == NULL) {
+        last_error_set("out of memory for a communicator");
+        return NULL;
+    }
+    int error = mailbox_init(&comm->mailbox);
+    if (error != 0) {
+        last_error_set("can't make a communicator: %s", strerror(-error));
+        free(comm);
+        return NULL;
+    }
+    comm->options = *options;
+    buffer_pool_init(&comm->pool);
+    pthread_mutex_init(&comm->mutex, NULL);
+    pthread_cond_init(&comm->nobody, NULL);
+    return comm;
+}
+
+void comm_set_interrupt_check(struct comm *comm, bool (*check)(void *), void *context, uint32_t interval_ms) {
+    comm->check = check;
+    comm->check_context = context;
+    comm->check_interval_ns = interval_ms * NS_PER_MS;
+}
+
+bool comm_enter(struct comm *comm) {
+    pthread_mutex_lock(&comm->mutex);
+    bool open = !comm->closing;
+    comm->users += open;
+    pthread_mutex_unlock(&comm->mutex);
+    if (!open) {
+        last_error_set("the communicator is being destroyed by another thread");
+    }
+    return open;
+}
+
+void comm_leave(struct comm *comm) {
+    pthread_mutex_lock(&comm->mutex);
+    comm->users--;
+    bool last = comm->users == 0 && comm->closing;
+    if (last) {
+        /* Under the mutex: without it the communicator could be freed before the signal. */
+        pthread_cond_signal(&comm->nobody);
+    }
+    pthread_mutex_unlock(&comm->mutex);
+}
+
+uint32_t comm_group(const struct comm *comm) {
+    return comm->options.hello.group;
+}
+
+void comm_get_status(struct comm *comm, struct peer_status *status) {
+    mailbox_get_status(&comm->mailbox, status);
+}
+
+/* ---- waiting ---- */
+
+pcclResult_t comm_result(const struct call *call) {
+    if (call->status != pcclSuccess) {
+        last_error_set("%s", call->text);
+    }
+    return (pcclResult_t)call->status;
+}
+
+static struct call *new_close_call(void) {
+    struct call *call = calloc(1, sizeof *call);
+    if (call != NULL) {
+        call->kind = PEER_EVENT_CLOSE;
+        call->blocking = true;
+    }
+    return call;
+}
+
+/* A goodbye that nobody waits for. False if there was no memory for it. */
+static bool close_unattended(struct comm *comm) {
+    struct call *call = new_close_call();
+    if (call == NULL) {
+        return false;
+    }
+    call->abandoned = true;
+    if (!mailbox_post(&comm->mailbox, call)) {
+        free(call);
+    }
+    return true;
+}
+
+int comm_wait_any(struct comm *comm, struct call *const *calls, int count) {
+    bool interrupted = comm->check == NULL; /* it can't be, or has been */
+    for (;;) {
+        uint64_t until_ns = interrupted ? UINT64_MAX : clock_now_ns() + comm->check_interval_ns;
+        int found = mailbox_wait(&comm->mailbox, calls, count, until_ns);
+        if (found >= 0) {
+            return found;
+        }
+        /* Closing ends the calls at once, so that the wait is over soon. */
+        if (comm->check(comm->check_context)) {
+            interrupted = close_unattended(comm);
+        }
+    }
+}
+
+static pcclResult_t not_connected(void) {
+    last_error_set("the communicator is not connected: call connect first");
+    return pcclInvalidUsage;
+}
+
+/* Posts a call that lies on the caller's stack, and waits for it. */
+static pcclResult_t run_call(struct comm *comm, struct call *call) {
+    call->blocking = true;
+    if (!mailbox_post(&comm->mailbox, call)) {
+        return not_connected();
+    }
+    comm_wait_any(comm, &call, 1);
+    return comm_result(call);
+}
+
+/* ---- joining and leaving ---- */
+
+static pcclResult_t start_failed(const struct comm *comm, int error, const char *what) {
+    if (error == -EADDRINUSE && comm->options.listen_port != 0) {
+        last_error_set("port %u, on which this peer is to listen, is in use: choose another listen_port or 0",
+                       (unsigned)comm->options.listen_port);
+    } else {
+        last_error_set("%s: %s", what, strerror(-error));
+    }
+    return error == -ENOMEM ? pcclOutOfMemory : pcclInternalError;
+}
+
+/* The net thread runs when this returns pcclSuccess. */
+static pcclResult_t start_thread(struct comm *comm) {
+    pthread_mutex_lock(&comm->mutex);
+    enum thread_state state = comm->thread_state;
+    if (state == THREAD_NONE) {
+        comm->thread_state = THREAD_STARTING;
+    }
+    pthread_mutex_unlock(&comm->mutex);
+    if (state == THREAD_STARTING) {
+        last_error_set("another thread is connecting this communicator");
+        return pcclInvalidUsage;
+    }
+    if (state == THREAD_RUNNING) {
+        return pcclSuccess;
+    }
+    struct peer_loop *loop = NULL;
+    const char *what;
+    int error = peer_loop_start(&comm->options, &comm->mailbox, &comm->pool, &loop, &what);
+    pthread_mutex_lock(&comm->mutex);
+    comm->loop = loop;
+    comm->thread_state = error == 0 ? THREAD_RUNNING : THREAD_NONE;
+    pthread_mutex_unlock(&comm->mutex);
+    return error == 0 ? pcclSuccess : start_failed(comm, error, what);
+}
+
+pcclResult_t comm_connect(struct comm *comm) {
+    pcclResult_t result = start_thread(comm);
+    if (result != pcclSuccess) {
+        return result;
+    }
+    struct call call = {.kind = PEER_EVENT_CONNECT};
+    return run_call(comm, &call);
+}
+
+/* Says goodbye and waits for the answer until `until_ns`, or until the check says stop. */
+static pcclResult_t close_until(struct comm *comm, uint64_t until_ns) {
+    struct call *call = new_close_call();
+    if (call == NULL) {
+        last_error_set("out of memory");
+        return pcclOutOfMemory;
+    }
+    if (!mailbox_post(&comm->mailbox, call)) {
+        free(call);
+        return pcclSuccess; /* there is nothing to close */
+    }
+    int found = -1;
+    bool stop = false;
+    while (found < 0 && !stop) {
+        uint64_t now_ns = clock_now_ns();
+        uint64_t slice_ns = comm->check != NULL ? now_ns + comm->check_interval_ns : UINT64_MAX;
+        found = mailbox_wait(&comm->mailbox, &call, 1, slice_ns < until_ns ? slice_ns : until_ns);
+        stop = found < 0 && (clock_now_ns() >= until_ns ||
+                             (comm->check != NULL && comm->check(comm->check_context)));
+    }
+    if (mailbox_abandon(&comm->mailbox, call)) {
+        last_error_set("interrupted before the master had answered the goodbye");
+        return pcclInvalidUsage;
+    }
+    pcclResult_t result = comm_result(call);
+    free(call);
+    return result;
+}
+
+pcclResult_t comm_close(struct comm *comm) {
+    return close_until(comm, UINT64_MAX); /* the machine itself waits no longer than the timeout */
+}
+
+static void wait_until_alone(struct comm *comm) {
+    pthread_mutex_lock(&comm->mutex);
+    comm->closing = true;
+    while (comm->users > 0) {
+        pthread_cond_wait(&comm->nobody, &comm->mutex);
+    }
+    pthread_mutex_unlock(&comm->mutex);
+}
+
+void comm_destroy(struct comm *comm) {
+    pthread_mutex_lock(&comm->mutex);
+    comm->closing = true; /* nobody new comes in */
+    pthread_mutex_unlock(&comm->mutex);
+    uint64_t timeout_ns = comm->options.hello.timeout_ms * NS_PER_MS;
+    close_until(comm, clock_now_ns() + timeout_ns);
+    mailbox_stop(&comm->mailbox);
+    wait_until_alone(comm);
+    if (comm->thread_state == THREAD_RUNNING) {
+        peer_loop_join(comm->loop);
+    }
+    mailbox_free(&comm->mailbox);
+    buffer_pool_free(&comm->pool);
+    pthread_cond_destroy(&comm->nobody);
+    pthread_mutex_destroy(&comm->mutex);
+    free(comm);
+}
+
+/* ---- joint calls ---- */
+
+pcclResult_t comm_vote(struct comm *comm, uint8_t kind, uint64_t *value_out) {
+    struct call call = {.kind = PEER_EVENT_VOTE, .vote = kind};
+    pcclResult_t result = run_call(comm, &call);
+    *value_out = call.value;
+    return result;
+}
+
+/* ---- ops ---- */
+
+pcclResult_t comm_post_op(struct comm *comm, struct call *call) {
+    if (call->input == call->output) {
+        call->work = buffer_pool_take(&comm->pool, call->bytes);
+        if (call->work.memory == NULL) {
+            last_error_set("out of memory: an op in place needs a work buffer of %zu bytes", call->bytes);
+            return pcclOutOfMemory;
+        }
+    }
+    call->kind = PEER_EVENT_OP;
+    if (!mailbox_post(&comm->mailbox, call)) {
+        buffer_pool_give(&comm->pool, &call->work, clock_now_ns());
+        return not_connected();
+    }
+    return pcclSuccess;
+}
+
+pcclResult_t comm_start_async(struct comm *comm, struct call *call) {
+    call->blocking = false;
+    if (!mailbox_add_async(&comm->mailbox, call)) {
+        last_error_set("an async op with tag %" PRIu64 " is under way: await it first, or use another tag",
+                       call->tag);
+        free(call);
+        return pcclInvalidUsage;
+    }
+    pcclResult_t result = comm_post_op(comm, call);
+    if (result != pcclSuccess) {
+        mailbox_remove_async(&comm->mailbox, call);
+        free(call);
+    }
+    return result;
+}
+
+static pcclResult_t unknown_tag(uint64_t tag) {
+    last_error_set("no async op with tag %" PRIu64 " is to be awaited: it was never started, or was awaited "
+                   "already, or another thread awaits it", tag);
+    return pcclInvalidArgument;
+}
+
+pcclResult_t comm_await_async(struct comm *comm, uint64_t tag, struct call **call_out) {
+    struct call *call = mailbox_claim_async(&comm->mailbox, tag);
+    if (call == NULL) {
+        return unknown_tag(tag);
+    }
+    comm_wait_any(comm, &call, 1);
+    mailbox_remove_async(&comm->mailbox, call);
+    *call_out = call;
+    return comm_result(call);
+}
+
+pcclResult_t comm_test_async(struct comm *comm, uint64_t tag, bool *done_out) {
+    bool known;
+    *done_out = mailbox_is_async_done(&comm->mailbox, tag, &known);
+    return known ? pcclSuccess : unknown_tag(tag);
+}

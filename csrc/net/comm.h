@@ -1,0 +1,51 @@
+/* A communicator as the public calls use it: its net thread's life, and calls that wait. Arguments have
+ * been checked (csrc/pccl.c). Functions that return a pcclResult_t have set the thread's last error when
+ * it is not pcclSuccess. Any thread, unless said otherwise. */
+#ifndef PCCL_NET_COMM_H
+#define PCCL_NET_COMM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "net/call.h"
+#include "net/peer_loop.h"
+#include "pccl.h"
+
+struct comm;
+
+/* NULL, with the last error set, if memory or descriptors are out. The caller destroys it. */
+struct comm *comm_create(const struct peer_loop_options *options);
+/* Leaves the run, within the timeout; ends what waits in other threads, and waits for them to be gone. */
+void comm_destroy(struct comm *comm);
+/* Not while a call waits. */
+void comm_set_interrupt_check(struct comm *comm, bool (*check)(void *), void *context, uint32_t interval_ms);
+
+/* Brackets of every public call: between them the communicator is not freed. False if it is being
+ * destroyed. */
+bool comm_enter(struct comm *comm);
+void comm_leave(struct comm *comm);
+
+/* Starts the net thread if there is none yet, and joins the run. */
+pcclResult_t comm_connect(struct comm *comm);
+pcclResult_t comm_close(struct comm *comm);
+/* A joint call. *value_out is the result's value. */
+pcclResult_t comm_vote(struct comm *comm, uint8_t kind, uint64_t *value_out);
+void comm_get_status(struct comm *comm, struct peer_status *status);
+uint32_t comm_group(const struct comm *comm);
+
+/* Hands an op to the net thread: of `call`, what is asked is filled in, the rest is zero. If it is in
+ * place, its work buffer is taken here. Unless this succeeds, the call was not made. */
+pcclResult_t comm_post_op(struct comm *comm, struct call *call);
+/* Waits until one of the calls is done and returns its place. Asks the interrupt check meanwhile. Their
+ * results are in the calls; the last error is not set. */
+int comm_wait_any(struct comm *comm, struct call *const *calls, int count);
+/* The status of a call that is done; sets the last error. */
+pcclResult_t comm_result(const struct call *call);
+
+/* The same for ops that are awaited by tag. Starting takes over `call` (from malloc), whatever it returns. */
+pcclResult_t comm_start_async(struct comm *comm, struct call *call);
+/* *call_out is done, and the caller's to free; pcclInvalidArgument if there is none with this tag. */
+pcclResult_t comm_await_async(struct comm *comm, uint64_t tag, struct call **call_out);
+pcclResult_t comm_test_async(struct comm *comm, uint64_t tag, bool *done_out);
+
+#endif

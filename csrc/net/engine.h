@@ -1,0 +1,111 @@
+/* The ops in flight: their progress round the ring, what is granted to whom, and what is held for ops
+ * that have not been called here yet. It moves and reduces the bytes that the machine (core/peer.h)
+ * decides about. Only the net thread comes here.
+ *
+ * A receiver grants each op to the rank before it at once; data flows to a rank that has granted. Ops of
+ * at most EAGER_OP_BYTES do not wait: their chunks may be sent early as long as the receiver has room
+ * for EAGER_WINDOW_BYTES of them per link. It gives room back as `credit`. */
+#ifndef PCCL_NET_ENGINE_H
+#define PCCL_NET_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/limits.h"
+#include "core/peer.h"
+#include "core/ring.h"
+#include "net/call.h"
+#include "net/link.h"
+#include "net/list.h"
+#include "net/stream.h"
+
+/* What the machine has yet to be told of an op. */
+enum op_report { REPORT_WHOLE = 1, REPORT_MISMATCH = 2, REPORT_REFUSED = 4 };
+
+struct op {
+    bool active;
+    uint32_t generation; /* counts the ops that have had this slot: tells grants of old ones apart */
+    struct call *call;
+    uint64_t epoch, commits_seen;
+    uint32_t element_bytes;
+    bool eager;
+    uint8_t *result; /* the user's output, or the work buffer of an op in place */
+    void *memory;    /* owned: of `transfer`, then `crcs` */
+    struct ring_transfer transfer;
+    uint32_t *crcs;  /* of finished chunks, by segment and chunk: they are passed on as they came */
+
+    bool granted; /* by the next rank, with `grant` */
+    uint32_t grant;
+    struct list ready;   /* in engine.ready or engine.starved while it has a chunk to send */
+    struct list granting; /* in engine.granting until its grant to the previous rank is out */
+
+    struct list reporting;
+    uint8_t reports; /* set of enum op_report */
+    bool mismatched; /* once is enough */
+    struct id other;
+    struct op_descriptor theirs;
+};
+
+/* A GRANT, or DATA that came early. */
+struct held_frame {
+    struct list node;
+    struct frame frame;
+    uint32_t crc; /* of the payload */
+    uint8_t payload[];
+};
+
+struct engine {
+    const struct peer *machine;
+    struct link_set *links;
+    struct link *previous, *next; /* in the ring of the committed epoch; NULL when alone */
+    struct list ready;    /* ops that may send a chunk, in turn */
+    struct list starved;  /* those that wait for eager room */
+    struct list granting;
+    struct list reporting;
+    uint32_t held_count;  /* on all links */
+    bool sort_all;        /* held frames may have found their ops */
+    bool sort_tag;        /* likewise, those with `tag_to_sort` */
+    uint64_t tag_to_sort;
+    uint8_t *trash;       /* TRASH_BYTES that are written and never read */
+    struct op ops[MAX_OPS];
+};
+
+enum { TRASH_BYTES = 64 * 1024 };
+
+/* `engine` is zeroed. False if memory is out. */
+bool engine_init(struct engine *engine, const struct peer *machine, struct link_set *links);
+void engine_free(struct engine *engine);
+
+/* The actions of the machine. */
+void engine_set_epoch(struct engine *engine, const struct peer_action *action);
+void engine_start(struct engine *engine, const struct peer_action *action, struct call *call);
+void engine_stop(struct engine *engine, uint32_t index);
+void engine_finish(struct engine *engine, uint32_t index);
+/* A link is about to go. */
+void engine_forget_link(struct engine *engine, struct link *link);
+
+/* Finds the ops of held frames, after the machine has moved on. */
+void engine_sort_held(struct engine *engine);
+/* The next thing that the machine has to be told, as an event with all but its time; false if none. */
+bool engine_next_report(struct engine *engine, struct peer_event *event);
+
+/* For streams. All that return bool give false when the link has failed, which link_fail() was told. */
+bool engine_control_frame(struct engine *engine, struct link *link, const struct frame *frame);
+/* stream->in.frame is the header of DATA: sets `sink` and what belongs to it. */
+bool engine_data_begin(struct engine *engine, struct stream *stream);
+/* The payload has arrived and is intact, unless `cancelled`. */
+bool engine_data_end(struct engine *engine, struct stream *stream, bool cancelled);
+/* Fills the stream's empty batch with what is to go out. */
+void engine_pull(struct engine *engine, struct stream *stream);
+/* Whether engine_pull() would find something for this link. */
+bool engine_has_output(const struct engine *engine, const struct link *link);
+
+/* Between the files of the engine. */
+struct op *engine_granted_op(struct engine *engine, uint32_t grant);
+uint32_t engine_grant_number(const struct engine *engine, const struct op *op);
+void engine_op_moved(struct engine *engine, struct op *op);
+void engine_report(struct engine *engine, struct op *op, enum op_report report);
+/* What an early chunk takes of the window. */
+uint32_t engine_eager_cost(uint32_t payload_bytes);
+
+#endif

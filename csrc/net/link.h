@@ -1,0 +1,98 @@
+/* The links of one communicator: each is a pair of peers, known by its key, with `streams` TCP
+ * connections that share its load. They are built (one side connects, the other expects), watched
+ * (silence, breaks), and taken down. Only the net thread comes here. */
+#ifndef PCCL_NET_LINK_H
+#define PCCL_NET_LINK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/peer.h"
+#include "net/list.h"
+#include "net/poller.h"
+#include "net/stream.h"
+#include "wire/frame.h"
+
+struct engine;
+
+enum link_state {
+    LINK_FREE,
+    LINK_BUILDING,
+    LINK_UP,
+    LINK_DOWN, /* `reason` says why; waits for its PEER_LINK_CLOSE */
+};
+
+struct link {
+    uint8_t state; /* enum link_state */
+    bool report;   /* the machine does not know of `state` yet */
+    char reason[MAX_REASON_BYTES + 1];
+    struct link_set *set;
+    struct id key;
+    struct member member; /* the other end */
+    bool opener;
+    uint16_t stream_count, open_streams;
+    struct stream *streams; /* owned */
+    uint16_t turn;          /* the stream that writes first next time */
+    bool wants_write;
+
+    uint64_t build_deadline_ns;
+    uint64_t last_sent_ns, last_heard_ns;
+    bool suspect; /* silent for too long when last looked at; one more look decides */
+    bool ping_due;
+
+    /* Early data (FRAME_EAGER). What we may still send, what the other side has sent us and not been
+     * given back, and the part of that which it may have back. */
+    uint32_t eager_left, eager_taken, credit_due;
+    struct list held; /* struct held_frame: for ops that have not been called here yet */
+    uint32_t held_grants;
+};
+
+struct link_set {
+    struct poller *poller;
+    struct engine *engine;
+    struct id run, self; /* zero before the master's welcome */
+    uint64_t timeout_ns;
+    struct link links[MAX_LINKS];
+};
+
+void link_set_init(struct link_set *set, struct poller *poller, struct engine *engine,
+                   uint64_t timeout_ns);
+void link_set_free(struct link_set *set);
+
+/* PEER_LINK_OPEN and PEER_LINK_EXPECT; what goes wrong is reported as that the link is down. */
+void link_build(struct link_set *set, const struct link_plan *plan, const struct member *member);
+/* PEER_LINK_CLOSE. Ignores a key that it does not know. */
+void link_close(struct link_set *set, const struct id *key);
+/* NULL if there is none that is up. */
+struct link *link_find(struct link_set *set, const struct id *key);
+/* A link whose state the machine does not know yet, or NULL; it counts as known from then on. */
+struct link *link_next_report(struct link_set *set);
+
+/* A connection, watched by `item`, has arrived and greeted. If a link here expects it, it becomes a
+ * stream: then the socket is the link's (LINK_ADOPTED), else it remains the caller's. `item` watches it
+ * no more, unless the answer is LINK_NOT_YET. */
+enum link_adoption {
+    LINK_ADOPTED,
+    LINK_NOT_YET, /* no link with this key: it may come */
+    LINK_REFUSED, /* close it */
+};
+enum link_adoption link_adopt(struct link_set *set, const struct link_greeting *greeting,
+                              struct poll_item *item);
+
+/* What the poller has found about a stream. True if it has more to do at once. */
+bool link_stream_ready(struct stream *stream);
+/* Lets each stream write one batch. */
+void link_set_write(struct link_set *set);
+/* There may be more to write at once. */
+bool link_set_has_output(const struct link_set *set);
+/* The other side may be waiting for a frame. */
+void link_wants_write(struct link *link);
+
+/* Takes the link down; the first reason counts. Returns false, for callers that return it. */
+__attribute__((format(printf, 2, 3))) bool link_fail(struct link *link, const char *format, ...);
+
+/* Timers: retries, heartbeats, silence. */
+void link_set_tick(struct link_set *set, uint64_t now_ns);
+uint64_t link_set_deadline(const struct link_set *set);
+
+#endif

@@ -1,0 +1,187 @@
+#define _GNU_SOURCE
+#include "net/listener.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "ccoip.h"
+#include "net/clock.h"
+#include "net/socket.h"
+
+static const uint64_t pause_ns = 100 * NS_PER_MS;
+
+struct stranger {
+    struct poll_item item;
+    struct list node;
+    uint64_t deadline_ns;
+    uint8_t bytes[LINK_GREETING_BYTES];
+    uint32_t size;
+    bool greeted; /* its link is not known here yet */
+    struct link_greeting greeting;
+};
+
+void listener_init(struct listener *listener, struct poller *poller, struct link_set *links) {
+    *listener = (struct listener){.fd = -1, .poller = poller, .links = links};
+    poll_item_init(&listener->item, PEER_ITEM_LISTENER);
+    list_init(&listener->strangers);
+}
+
+int listener_open(struct listener *listener, uint16_t port) {
+    int fd = port != 0 ? socket_listen_any(port, port)
+                       : socket_listen_any(CCOIP_PROTOCOL_PORT_SHARED_STATE, UINT16_MAX);
+    if (fd < 0) {
+        return fd;
+    }
+    int error = poller_add(listener->poller, &listener->item, fd, POLL_EDGE);
+    if (error != 0) {
+        close(fd);
+        return error;
+    }
+    listener->fd = fd;
+    return 0;
+}
+
+/* Closes its socket unless that has become a stream's. */
+static void part(struct listener *listener, struct stranger *stranger, bool keep_socket) {
+    int fd = stranger->item.fd;
+    poller_remove(listener->poller, &stranger->item);
+    if (!keep_socket && fd >= 0) {
+        close(fd);
+    }
+    list_remove(&stranger->node);
+    listener->stranger_count--;
+    free(stranger);
+}
+
+static struct stranger *stranger_at(struct list *node) {
+    return LIST_ENTRY(node, struct stranger, node);
+}
+
+struct stranger *listener_stranger_of(struct poll_item *item) {
+    return LIST_ENTRY(item, struct stranger, item);
+}
+
+void listener_close(struct listener *listener) {
+    while (!list_is_empty(&listener->strangers)) {
+        part(listener, stranger_at(listener->strangers.next), false);
+    }
+    if (listener->fd >= 0) {
+        poller_remove(listener->poller, &listener->item);
+        close(listener->fd);
+        listener->fd = -1;
+    }
+}
+
+uint16_t listener_port(const struct listener *listener) {
+    return socket_local_address(listener->fd).port;
+}
+
+static void welcome(struct listener *listener, int fd) {
+    struct stranger *stranger =
+        listener->stranger_count < MAX_STRANGERS ? calloc(1, sizeof *stranger) : NULL;
+    if (stranger == NULL) {
+        close(fd); /* it will try again */
+        return;
+    }
+    poll_item_init(&stranger->item, PEER_ITEM_STRANGER);
+    stranger->deadline_ns = clock_now_ns() + STRANGER_TIMEOUT_MS * NS_PER_MS;
+    list_append(&listener->strangers, &stranger->node);
+    listener->stranger_count++;
+    if (poller_add(listener->poller, &stranger->item, fd, POLL_EDGE) != 0) {
+        part(listener, stranger, true);
+        close(fd);
+    }
+}
+
+void listener_ready(struct listener *listener) {
+    while (listener->item.readable && listener->resume_ns == 0) {
+        struct address remote;
+        struct socket_options options = {0};
+        int fd = socket_accept(listener->fd, &options, &remote);
+        if (fd >= 0) {
+            welcome(listener, fd);
+        } else if (fd == -EAGAIN) {
+            listener->item.readable = false;
+        } else if (fd != -EINTR && fd != -ECONNABORTED) {
+            listener->resume_ns = clock_now_ns() + pause_ns;
+        }
+    }
+}
+
+static void try_adopt(struct listener *listener, struct stranger *stranger) {
+    int fd = stranger->item.fd;
+    switch (link_adopt(listener->links, &stranger->greeting, &stranger->item)) {
+    case LINK_ADOPTED:
+        part(listener, stranger, true);
+        break;
+    case LINK_NOT_YET:
+        break;
+    case LINK_REFUSED:
+        part(listener, stranger, true);
+        close(fd);
+        break;
+    }
+}
+
+void listener_stranger_ready(struct listener *listener, struct stranger *stranger) {
+    if (stranger->greeted) {
+        if (stranger->item.hangup) {
+            part(listener, stranger, false);
+        }
+        return;
+    }
+    while (stranger->size < LINK_GREETING_BYTES) {
+        ssize_t size = recv(stranger->item.fd, stranger->bytes + stranger->size,
+                            LINK_GREETING_BYTES - stranger->size, MSG_DONTWAIT);
+        if (size < 0 && errno == EINTR) {
+            continue;
+        }
+        if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+            return;
+        }
+        if (size <= 0) {
+            part(listener, stranger, false);
+            return;
+        }
+        stranger->size += (uint32_t)size;
+    }
+    stranger->greeted = link_greeting_decode(stranger->bytes, &stranger->greeting);
+    if (!stranger->greeted) {
+        part(listener, stranger, false);
+        return;
+    }
+    try_adopt(listener, stranger);
+}
+
+void listener_match(struct listener *listener) {
+    struct list *next;
+    for (struct list *node = listener->strangers.next; node != &listener->strangers; node = next) {
+        next = node->next;
+        if (stranger_at(node)->greeted) {
+            try_adopt(listener, stranger_at(node));
+        }
+    }
+}
+
+void listener_tick(struct listener *listener, uint64_t now_ns) {
+    while (!list_is_empty(&listener->strangers) &&
+           now_ns >= stranger_at(listener->strangers.next)->deadline_ns) {
+        part(listener, stranger_at(listener->strangers.next), false);
+    }
+    if (listener->resume_ns != 0 && now_ns >= listener->resume_ns) {
+        listener->resume_ns = 0;
+        listener->item.readable = true;
+        listener_ready(listener);
+    }
+}
+
+uint64_t listener_deadline(const struct listener *listener) {
+    uint64_t deadline = listener->resume_ns != 0 ? listener->resume_ns : UINT64_MAX;
+    if (!list_is_empty(&listener->strangers)) {
+        uint64_t first = stranger_at(listener->strangers.next)->deadline_ns;
+        deadline = first < deadline ? first : deadline;
+    }
+    return deadline;
+}

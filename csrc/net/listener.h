@@ -1,0 +1,43 @@
+/* The listening socket of a peer, and the strangers on it: connections that have not greeted yet, or
+ * whose link is not known here yet. They have 96 bytes, STRANGER_TIMEOUT_MS and there are at most
+ * MAX_STRANGERS of them. Only the net thread comes here. */
+#ifndef PCCL_NET_LISTENER_H
+#define PCCL_NET_LISTENER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "net/link.h"
+#include "net/list.h"
+#include "net/poller.h"
+
+struct listener {
+    struct poll_item item;
+    int fd; /* owned; -1: none */
+    uint64_t resume_ns; /* the system was out of descriptors: accept again then; 0: it was not */
+    struct poller *poller;
+    struct link_set *links;
+    struct list strangers; /* the oldest first */
+    uint32_t stranger_count;
+};
+
+struct stranger;
+
+void listener_init(struct listener *listener, struct poller *poller, struct link_set *links);
+/* Listens on `port`, or on the first free one from the default up if it is 0. Returns 0 or a negative
+ * errno value. */
+int listener_open(struct listener *listener, uint16_t port);
+void listener_close(struct listener *listener);
+uint16_t listener_port(const struct listener *listener);
+
+/* What the poller has found. */
+void listener_ready(struct listener *listener);
+void listener_stranger_ready(struct listener *listener, struct stranger *stranger);
+struct stranger *listener_stranger_of(struct poll_item *item);
+/* A link is expected from now on: its streams may be among the strangers. */
+void listener_match(struct listener *listener);
+
+void listener_tick(struct listener *listener, uint64_t now_ns);
+uint64_t listener_deadline(const struct listener *listener);
+
+#endif

@@ -1,0 +1,338 @@
+#define _GNU_SOURCE
+#include "net/mailbox.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/check.h"
+#include "net/clock.h"
+
+static bool init_waiter(struct waiter *waiter) {
+    pthread_condattr_t attributes;
+    if (pthread_condattr_init(&attributes) != 0) {
+        return false;
+    }
+    bool good = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0 &&
+                pthread_cond_init(&waiter->wake, &attributes) == 0;
+    pthread_condattr_destroy(&attributes);
+    return good;
+}
+
+static struct waiter *make_waiter(void) {
+    struct waiter *waiter = calloc(1, sizeof *waiter);
+    if (waiter != NULL && !init_waiter(waiter)) {
+        free(waiter);
+        waiter = NULL;
+    }
+    return waiter;
+}
+
+int mailbox_init(struct mailbox *mailbox) {
+    *mailbox = (struct mailbox){.wake_fd = -1};
+    mailbox->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (mailbox->wake_fd < 0) {
+        return -errno;
+    }
+    if (pthread_mutex_init(&mailbox->mutex, NULL) != 0) {
+        close(mailbox->wake_fd);
+        return -ENOMEM;
+    }
+    if (!init_waiter(&mailbox->spare)) {
+        pthread_mutex_destroy(&mailbox->mutex);
+        close(mailbox->wake_fd);
+        return -ENOMEM;
+    }
+    list_init(&mailbox->posted);
+    list_init(&mailbox->done);
+    for (int i = 0; i < ASYNC_BUCKETS; i++) {
+        list_init(&mailbox->async[i]);
+    }
+    return 0;
+}
+
+void mailbox_free(struct mailbox *mailbox) {
+    CHECK(list_is_empty(&mailbox->posted) && !mailbox->open);
+    for (int i = 0; i < ASYNC_BUCKETS; i++) {
+        while (!list_is_empty(&mailbox->async[i])) {
+            struct call *call = LIST_ENTRY(mailbox->async[i].next, struct call, async_node);
+            list_remove(&call->async_node);
+            free(call);
+        }
+    }
+    while (mailbox->made_waiters != NULL) {
+        struct waiter *waiter = mailbox->made_waiters;
+        mailbox->made_waiters = waiter->next_made;
+        pthread_cond_destroy(&waiter->wake);
+        free(waiter);
+    }
+    pthread_cond_destroy(&mailbox->spare.wake);
+    pthread_mutex_destroy(&mailbox->mutex);
+    close(mailbox->wake_fd);
+}
+
+/* ---- users' threads ---- */
+
+static void wake(int fd) {
+    uint64_t one = 1;
+    ssize_t written;
+    do {
+        written = write(fd, &one, sizeof one);
+    } while (written < 0 && errno == EINTR);
+    CHECK(written == (ssize_t)sizeof one || errno == EAGAIN); /* EAGAIN: it is awake all the more */
+}
+
+bool mailbox_post(struct mailbox *mailbox, struct call *call) {
+    atomic_init(&call->done, false);
+    call->waiter = NULL;
+    pthread_mutex_lock(&mailbox->mutex);
+    bool open = mailbox->open;
+    bool must_wake = open && mailbox->asleep;
+    if (open) {
+        list_append(&mailbox->posted, &call->node);
+        mailbox->asleep = false;
+    }
+    pthread_mutex_unlock(&mailbox->mutex);
+    if (must_wake) {
+        wake(mailbox->wake_fd);
+    }
+    return open;
+}
+
+/* With the mutex held, which it lets go of meanwhile. */
+static struct waiter *take_waiter(struct mailbox *mailbox) {
+    struct waiter *waiter = mailbox->free_waiters;
+    if (waiter != NULL) {
+        mailbox->free_waiters = waiter->next_free;
+        return waiter;
+    }
+    pthread_mutex_unlock(&mailbox->mutex);
+    waiter = make_waiter();
+    pthread_mutex_lock(&mailbox->mutex);
+    if (waiter == NULL) {
+        return &mailbox->spare;
+    }
+    waiter->next_made = mailbox->made_waiters;
+    mailbox->made_waiters = waiter;
+    return waiter;
+}
+
+static void give_waiter(struct mailbox *mailbox, struct waiter *waiter) {
+    if (waiter != &mailbox->spare) {
+        waiter->next_free = mailbox->free_waiters;
+        mailbox->free_waiters = waiter;
+    }
+}
+
+static int first_done(struct call *const *calls, int count) {
+    for (int i = 0; i < count; i++) {
+        if (atomic_load_explicit(&calls[i]->done, memory_order_acquire)) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+/* With the mutex held. */
+static int wait_on(struct mailbox *mailbox, struct waiter *waiter, struct call *const *calls, int count,
+                   uint64_t until_ns) {
+    struct timespec until = {.tv_sec = (time_t)(until_ns / NS_PER_S), .tv_nsec = (long)(until_ns % NS_PER_S)};
+    int error = 0;
+    int found = first_done(calls, count);
+    while (found < 0 && error != ETIMEDOUT) {
+        if (until_ns == UINT64_MAX) {
+            pthread_cond_wait(&waiter->wake, &mailbox->mutex);
+        } else {
+            error = pthread_cond_timedwait(&waiter->wake, &mailbox->mutex, &until);
+        }
+        found = first_done(calls, count);
+    }
+    return found;
+}
+
+int mailbox_wait(struct mailbox *mailbox, struct call *const *calls, int count, uint64_t until_ns) {
+    pthread_mutex_lock(&mailbox->mutex);
+    struct waiter *waiter = take_waiter(mailbox);
+    for (int i = 0; i < count; i++) {
+        calls[i]->waiter = waiter;
+    }
+    int found = wait_on(mailbox, waiter, calls, count, until_ns);
+    for (int i = 0; i < count; i++) {
+        calls[i]->waiter = NULL;
+    }
+    give_waiter(mailbox, waiter);
+    pthread_mutex_unlock(&mailbox->mutex);
+    return found;
+}
+
+bool mailbox_abandon(struct mailbox *mailbox, struct call *call) {
+    pthread_mutex_lock(&mailbox->mutex);
+    call->abandoned = !atomic_load_explicit(&call->done, memory_order_relaxed);
+    bool abandoned = call->abandoned;
+    pthread_mutex_unlock(&mailbox->mutex);
+    return abandoned;
+}
+
+void mailbox_get_status(struct mailbox *mailbox, struct peer_status *status) {
+    pthread_mutex_lock(&mailbox->mutex);
+    *status = mailbox->status;
+    pthread_mutex_unlock(&mailbox->mutex);
+}
+
+void mailbox_stop(struct mailbox *mailbox) {
+    pthread_mutex_lock(&mailbox->mutex);
+    bool open = mailbox->open;
+    mailbox->stop = true;
+    mailbox->asleep = false;
+    pthread_mutex_unlock(&mailbox->mutex);
+    if (open) {
+        wake(mailbox->wake_fd);
+    }
+}
+
+/* ---- calls by tag, under the mutex ---- */
+
+static struct list *bucket_of(struct mailbox *mailbox, uint64_t tag) {
+    return &mailbox->async[(tag * UINT64_C(0x9e3779b97f4a7c15)) >> 56]; /* 8 bits: ASYNC_BUCKETS */
+}
+
+static struct call *find_async(struct mailbox *mailbox, uint64_t tag) {
+    struct list *bucket = bucket_of(mailbox, tag);
+    for (struct list *node = bucket->next; node != bucket; node = node->next) {
+        struct call *call = LIST_ENTRY(node, struct call, async_node);
+        if (call->tag == tag) {
+            return call;
+        }
+    }
+    return NULL;
+}
+
+static void forget_async(struct mailbox *mailbox, struct call *call) {
+    list_remove(&call->async_node);
+    if (!list_is_empty(&call->age_node)) {
+        list_remove(&call->age_node);
+        mailbox->done_count--;
+    }
+}
+
+bool mailbox_add_async(struct mailbox *mailbox, struct call *call) {
+    list_init(&call->async_node);
+    list_init(&call->age_node);
+    call->awaited = false;
+    pthread_mutex_lock(&mailbox->mutex);
+    struct call *former = find_async(mailbox, call->tag);
+    bool free_tag = former == NULL || (!former->awaited && atomic_load(&former->done));
+    if (free_tag) {
+        if (former != NULL) {
+            forget_async(mailbox, former);
+        }
+        list_append(bucket_of(mailbox, call->tag), &call->async_node);
+    }
+    pthread_mutex_unlock(&mailbox->mutex);
+    if (free_tag) {
+        free(former);
+    }
+    return free_tag;
+}
+
+struct call *mailbox_claim_async(struct mailbox *mailbox, uint64_t tag) {
+    pthread_mutex_lock(&mailbox->mutex);
+    struct call *call = find_async(mailbox, tag);
+    if (call != NULL && call->awaited) {
+        call = NULL;
+    }
+    if (call != NULL) {
+        call->awaited = true;
+    }
+    pthread_mutex_unlock(&mailbox->mutex);
+    return call;
+}
+
+void mailbox_remove_async(struct mailbox *mailbox, struct call *call) {
+    pthread_mutex_lock(&mailbox->mutex);
+    forget_async(mailbox, call);
+    pthread_mutex_unlock(&mailbox->mutex);
+}
+
+bool mailbox_is_async_done(struct mailbox *mailbox, uint64_t tag, bool *known) {
+    pthread_mutex_lock(&mailbox->mutex);
+    const struct call *call = find_async(mailbox, tag);
+    *known = call != NULL;
+    bool done = call != NULL && atomic_load(&call->done);
+    pthread_mutex_unlock(&mailbox->mutex);
+    return done;
+}
+
+/* `call` can be awaited and is done. Returns the one that has to make room for it, or NULL. */
+static struct call *grow_old(struct mailbox *mailbox, struct call *call) {
+    list_append(&mailbox->done, &call->age_node);
+    mailbox->done_count++;
+    if (mailbox->done_count <= MAX_OPS) {
+        return NULL;
+    }
+    for (struct list *node = mailbox->done.next; node != &mailbox->done; node = node->next) {
+        struct call *oldest = LIST_ENTRY(node, struct call, age_node);
+        if (!oldest->awaited) {
+            forget_async(mailbox, oldest);
+            return oldest;
+        }
+    }
+    return NULL;
+}
+
+/* ---- the net thread ---- */
+
+void mailbox_open(struct mailbox *mailbox) {
+    pthread_mutex_lock(&mailbox->mutex);
+    mailbox->open = !mailbox->stop; /* it may have been told to end before it had begun */
+    mailbox->asleep = false;
+    pthread_mutex_unlock(&mailbox->mutex);
+}
+
+void mailbox_woken(struct mailbox *mailbox) {
+    uint64_t count;
+    ssize_t size = read(mailbox->wake_fd, &count, sizeof count);
+    CHECK(size == (ssize_t)sizeof count || errno == EAGAIN || errno == EINTR);
+}
+
+void mailbox_shut(struct mailbox *mailbox, struct list *calls) {
+    pthread_mutex_lock(&mailbox->mutex);
+    mailbox->open = false;
+    list_append_all(calls, &mailbox->posted);
+    pthread_mutex_unlock(&mailbox->mutex);
+}
+
+bool mailbox_collect(struct mailbox *mailbox, struct list *calls, bool may_sleep) {
+    pthread_mutex_lock(&mailbox->mutex);
+    mailbox->asleep = may_sleep && list_is_empty(&mailbox->posted) && !mailbox->stop;
+    list_append_all(calls, &mailbox->posted);
+    bool stop = mailbox->stop;
+    pthread_mutex_unlock(&mailbox->mutex);
+    return stop;
+}
+
+void mailbox_complete(struct mailbox *mailbox, struct call *call) {
+    struct call *dropped = NULL;
+    pthread_mutex_lock(&mailbox->mutex);
+    struct waiter *waiter = call->waiter;
+    bool abandoned = call->abandoned;
+    if (call->kind == PEER_EVENT_OP && !call->blocking) {
+        dropped = grow_old(mailbox, call);
+    }
+    atomic_store_explicit(&call->done, true, memory_order_release); /* from here on it may be gone */
+    pthread_mutex_unlock(&mailbox->mutex);
+    if (waiter != NULL) {
+        pthread_cond_broadcast(&waiter->wake); /* several threads only where the spare one is shared */
+    }
+    if (abandoned) {
+        free(call);
+    }
+    free(dropped);
+}
+
+void mailbox_publish(struct mailbox *mailbox, const struct peer_status *status) {
+    pthread_mutex_lock(&mailbox->mutex);
+    mailbox->status = *status;
+    pthread_mutex_unlock(&mailbox->mutex);
+}

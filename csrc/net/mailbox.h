@@ -1,0 +1,81 @@
+/* Between the users' threads and the net thread of one communicator: calls go in, wait, and come back
+ * done; what the user may ask at any time lies here as a copy. One mutex, under which nothing blocks. */
+#ifndef PCCL_NET_MAILBOX_H
+#define PCCL_NET_MAILBOX_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/peer.h"
+#include "net/call.h"
+#include "net/list.h"
+
+/* Where a thread waits. Waiters are kept until the mailbox goes: the net thread signals them after it has
+ * let go of the call, which may be gone by then. */
+struct waiter {
+    pthread_cond_t wake;
+    struct waiter *next_free, *next_made;
+};
+
+enum { ASYNC_BUCKETS = 256 };
+
+struct mailbox {
+    pthread_mutex_t mutex;
+    struct list posted; /* calls on their way to the net thread */
+    bool open;          /* there is a net thread that takes them */
+    bool stop;          /* it is to end */
+    bool asleep;        /* it has to be woken */
+    int wake_fd;        /* eventfd, owned: readable when the net thread has to look here */
+    struct waiter *free_waiters, *made_waiters;
+    struct waiter spare; /* shared by those that found no memory for one of their own */
+    struct peer_status status;
+    /* Calls that can be awaited: by tag, and those that are done by age. */
+    struct list async[ASYNC_BUCKETS];
+    struct list done;
+    uint32_t done_count;
+};
+
+/* 0 or a negative errno value. */
+int mailbox_init(struct mailbox *mailbox);
+/* No thread may be in it any more. Frees the calls that nobody has awaited. */
+void mailbox_free(struct mailbox *mailbox);
+
+/* ---- users' threads ---- */
+
+/* False if no net thread takes calls. Else `call` is the net thread's until it is done. */
+bool mailbox_post(struct mailbox *mailbox, struct call *call);
+/* Waits until one of `calls` is done, or `until_ns` (UINT64_MAX: for ever). Returns its place, or -1. */
+int mailbox_wait(struct mailbox *mailbox, struct call *const *calls, int count, uint64_t until_ns);
+/* If `call` is not done, lets the net thread free it (by free()) when it is. True if so. */
+bool mailbox_abandon(struct mailbox *mailbox, struct call *call);
+void mailbox_get_status(struct mailbox *mailbox, struct peer_status *status);
+/* Asks the net thread to end. */
+void mailbox_stop(struct mailbox *mailbox);
+
+/* Calls by tag. Adding gives the call to the mailbox; a finished one with its tag that nobody awaited is
+ * replaced. False if one with this tag is not done yet. */
+bool mailbox_add_async(struct mailbox *mailbox, struct call *call);
+/* NULL if there is none, or another thread awaits it. The caller alone may wait for it from now on. */
+struct call *mailbox_claim_async(struct mailbox *mailbox, uint64_t tag);
+/* After mailbox_claim_async(): takes it out, for the caller to free once it is done. */
+void mailbox_remove_async(struct mailbox *mailbox, struct call *call);
+/* Whether the call with this tag is done; false in *known if there is none. */
+bool mailbox_is_async_done(struct mailbox *mailbox, uint64_t tag, bool *known);
+
+/* ---- the net thread ---- */
+
+void mailbox_open(struct mailbox *mailbox);
+/* Makes `wake_fd` unreadable again. */
+void mailbox_woken(struct mailbox *mailbox);
+/* No calls are taken from now on; those on their way are moved to `calls`. */
+void mailbox_shut(struct mailbox *mailbox, struct list *calls);
+/* Moves what was posted to `calls`. If that is nothing and `may_sleep`, the next one to post makes
+ * `wake_fd` readable. Returns whether the thread is to end. */
+bool mailbox_collect(struct mailbox *mailbox, struct list *calls, bool may_sleep);
+/* `call` has ended as it says; it is not the net thread's any more. */
+void mailbox_complete(struct mailbox *mailbox, struct call *call);
+/* Before the calls that change it complete. */
+void mailbox_publish(struct mailbox *mailbox, const struct peer_status *status);
+
+#endif

@@ -1,0 +1,122 @@
+/* Performs what the machine decides. Nothing here calls back into it: what goes wrong is noted, and told
+ * to it as an event after the step. */
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "net/clock.h"
+#include "net/peer_loop.h"
+#include "net/socket.h"
+
+void peer_loop_lose_control(struct peer_loop *loop, const char *what, const char *why) {
+    char address[ADDRESS_TEXT_BYTES];
+    address_text(&loop->options.master, address);
+    snprintf(loop->control_reason, sizeof loop->control_reason, "%s %s: %s", what, address, why);
+    poller_remove(&loop->poller, &loop->control_item);
+    control_free(&loop->control);
+    loop->control_state = CONTROL_LOST;
+}
+
+static void control_connect(struct peer_loop *loop) {
+    CHECK(loop->control_state == CONTROL_NONE);
+    struct socket_options options = {.user_timeout_ms = loop->options.hello.timeout_ms};
+    int fd = socket_connect(&loop->options.master, &options);
+    if (fd < 0) {
+        peer_loop_lose_control(loop, "can't connect to a master at", strerror(-fd));
+        return;
+    }
+    control_init(&loop->control, fd);
+    loop->control_state = CONTROL_CONNECTING;
+    int error = poller_add(&loop->poller, &loop->control_item, fd, POLL_LEVEL);
+    if (error != 0) {
+        peer_loop_lose_control(loop, "can't connect to a master at", strerror(-error));
+        return;
+    }
+    poller_watch_writable(&loop->poller, &loop->control_item, true);
+}
+
+static void control_write(struct peer_loop *loop, const struct message *message) {
+    if (loop->control_state == CONTROL_OPEN && !control_send(&loop->control, message)) {
+        peer_loop_lose_control(loop, "the connection to the master at", loop->control.reason);
+    }
+}
+
+static void control_close(struct peer_loop *loop) {
+    if (loop->control_state == CONTROL_OPEN && control_flush(&loop->control)) {
+        control_finish(&loop->control);
+    }
+    poller_remove(&loop->poller, &loop->control_item);
+    control_free(&loop->control);
+    loop->control_state = CONTROL_NONE;
+}
+
+static void build_link(struct peer_loop *loop, const struct peer_action *action) {
+    struct peer_status status;
+    peer_get_status(loop->machine, &status);
+    loop->links.run = status.run;
+    loop->links.self = status.id;
+    link_build(&loop->links, &action->link, action->member);
+    if (action->kind == PEER_LINK_EXPECT) {
+        listener_match(&loop->listener);
+    }
+}
+
+static void complete(struct peer_loop *loop, const struct peer_action *action) {
+    struct call *call = peer_loop_find_call(loop, action->call);
+    CHECK(call != NULL);
+    call->status = action->status;
+    call->value = action->value;
+    snprintf(call->text, sizeof call->text, "%s", action->text);
+    peer_loop_publish(loop);
+    peer_loop_complete(loop, call);
+}
+
+static void write_log(const struct peer_loop *loop, const struct peer_action *action) {
+    static const enum log_level levels[] = {
+        [PEER_LOG_DEBUG] = LOG_DEBUG, [PEER_LOG_INFO] = LOG_INFO, [PEER_LOG_WARN] = LOG_WARN};
+    log_line(levels[action->level], loop->who, "%s", action->text);
+}
+
+void peer_loop_perform(void *context, const struct peer_action *action) {
+    struct peer_loop *loop = context;
+    switch (action->kind) {
+    case PEER_CONTROL_CONNECT:
+        control_connect(loop);
+        break;
+    case PEER_CONTROL_SEND:
+        control_write(loop, action->message);
+        break;
+    case PEER_CONTROL_CLOSE:
+        control_close(loop);
+        break;
+    case PEER_LINK_OPEN:
+    case PEER_LINK_EXPECT:
+        build_link(loop, action);
+        break;
+    case PEER_LINK_CLOSE:
+        link_close(&loop->links, &action->link.key);
+        break;
+    case PEER_EPOCH:
+        engine_set_epoch(loop->engine, action);
+        peer_loop_publish(loop);
+        break;
+    case PEER_OP_START:
+        engine_start(loop->engine, action, peer_loop_find_call(loop, action->call));
+        break;
+    case PEER_OP_STOP:
+        engine_stop(loop->engine, action->op);
+        break;
+    case PEER_OP_FINISH:
+        engine_finish(loop->engine, action->op);
+        break;
+    case PEER_COMPLETE:
+        complete(loop, action);
+        break;
+    case PEER_LOG:
+        write_log(loop, action);
+        break;
+    }
+}

@@ -1,0 +1,398 @@
+#define _GNU_SOURCE
+#include "net/peer_loop.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/check.h"
+#include "net/clock.h"
+#include "net/socket.h"
+#include "pccl.h"
+
+static const uint64_t pool_idle_ns = 10 * NS_PER_S;
+
+/* ---- calls ---- */
+
+struct call *peer_loop_find_call(struct peer_loop *loop, uint64_t number) {
+    struct call *call = loop->calls[number % MAX_CALLS];
+    return call != NULL && call->number == number ? call : NULL;
+}
+
+void peer_loop_complete(struct peer_loop *loop, struct call *call) {
+    uint64_t now_ns = clock_now_ns();
+    if (loop->calls[call->number % MAX_CALLS] == call) {
+        loop->calls[call->number % MAX_CALLS] = NULL;
+    }
+    if (call->work.memory != NULL) {
+        buffer_pool_give(loop->pool, &call->work, now_ns);
+        if (loop->pool_deadline_ns == UINT64_MAX) {
+            loop->pool_deadline_ns = now_ns + pool_idle_ns;
+        }
+    }
+    mailbox_complete(loop->mailbox, call);
+}
+
+void peer_loop_publish(struct peer_loop *loop) {
+    struct peer_status status;
+    peer_get_status(loop->machine, &status);
+    mailbox_publish(loop->mailbox, &status);
+}
+
+/* Gives the call a slot and a number; false if there are too many. */
+static bool number_call(struct peer_loop *loop, struct call *call) {
+    for (int tries = 0; tries < MAX_CALLS; tries++) {
+        uint64_t number = ++loop->last_number;
+        if (loop->calls[number % MAX_CALLS] == NULL) {
+            loop->calls[number % MAX_CALLS] = call;
+            call->number = number;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* ---- the machine ---- */
+
+static void step(struct peer_loop *loop, struct peer_event *event) {
+    event->now_ns = clock_now_ns();
+    peer_step(loop->machine, event);
+}
+
+/* Tells the machine what has come up, until nothing more does. */
+static void settle(struct peer_loop *loop) {
+    struct peer_event event;
+    struct link *link;
+    for (;;) {
+        engine_sort_held(loop->engine);
+        if (engine_next_report(loop->engine, &event)) {
+            step(loop, &event);
+        } else if ((link = link_next_report(&loop->links)) != NULL) {
+            char reason[MAX_REASON_BYTES + 1]; /* the step may close the link */
+            memcpy(reason, link->reason, sizeof reason);
+            event = (struct peer_event){.key = link->key, .reason = reason};
+            event.kind = link->state == LINK_UP ? PEER_EVENT_LINK_UP : PEER_EVENT_LINK_DOWN;
+            step(loop, &event);
+        } else if (loop->control_state == CONTROL_LOST) {
+            loop->control_state = CONTROL_NONE;
+            event = (struct peer_event){.kind = PEER_EVENT_CONTROL_CLOSED, .reason = loop->control_reason};
+            step(loop, &event);
+            peer_loop_publish(loop);
+        } else {
+            return;
+        }
+    }
+}
+
+/* The call never got to the machine, or won't hear of it any more. */
+static void end_call(struct peer_loop *loop, struct call *call, const char *text) {
+    call->status = pcclInvalidUsage;
+    snprintf(call->text, sizeof call->text, "%s", text);
+    peer_loop_complete(loop, call);
+}
+
+static void start_call(struct peer_loop *loop, struct call *call) {
+    if (!number_call(loop, call)) {
+        end_call(loop, call, "too many calls of this communicator are under way: await some first");
+        return;
+    }
+    struct peer_event event = {.kind = call->kind,
+                               .call = call->number,
+                               .vote = call->vote,
+                               .tag = call->tag,
+                               .blocking = call->blocking,
+                               .deadline_ns = call->deadline_ns,
+                               .descriptor = call->descriptor};
+    step(loop, &event);
+    settle(loop);
+}
+
+/* True if there were any. */
+static bool collect_calls(struct peer_loop *loop, bool may_sleep, bool *stop) {
+    struct list calls;
+    list_init(&calls);
+    *stop = mailbox_collect(loop->mailbox, &calls, may_sleep);
+    bool any = !list_is_empty(&calls);
+    while (!list_is_empty(&calls)) {
+        struct call *call = LIST_ENTRY(calls.next, struct call, node);
+        list_remove(&call->node);
+        start_call(loop, call);
+    }
+    return any;
+}
+
+/* ---- the control connection ---- */
+
+static void control_connected(struct peer_loop *loop) {
+    int error = socket_connect_result(loop->control.fd);
+    if (error == -EINPROGRESS) {
+        return;
+    }
+    if (error != 0) {
+        peer_loop_lose_control(loop, "can't connect to a master at", strerror(-error));
+        return;
+    }
+    loop->control_state = CONTROL_OPEN;
+    struct peer_event event = {.kind = PEER_EVENT_CONTROL_OPEN};
+    step(loop, &event);
+}
+
+static void take_messages(struct peer_loop *loop) {
+    enum control_next next = CONTROL_NOTHING;
+    while (loop->control_state == CONTROL_OPEN &&
+           (next = control_next(&loop->control, &loop->message)) == CONTROL_MESSAGE) {
+        control_vouch(&loop->control);
+        struct peer_event event = {.kind = PEER_EVENT_MESSAGE, .message = &loop->message};
+        step(loop, &event);
+        settle(loop);
+        peer_loop_publish(loop);
+    }
+    if (loop->control_state == CONTROL_OPEN && next == CONTROL_BAD) {
+        char why[CONTROL_REASON_BYTES + 32];
+        snprintf(why, sizeof why, "it does not speak pccl (%s)", loop->control.reason);
+        peer_loop_lose_control(loop, "who answers at", why);
+    }
+}
+
+static void read_control(struct peer_loop *loop) {
+    bool vouched = loop->control.vouched;
+    bool good = control_receive(&loop->control);
+    take_messages(loop);
+    if (!good && loop->control_state == CONTROL_OPEN) {
+        peer_loop_lose_control(loop, vouched ? "the connection to the master at" : "no answer of a master at",
+                               loop->control.reason);
+    }
+}
+
+static void control_ready(struct peer_loop *loop) {
+    bool readable = loop->control_item.readable;
+    loop->control_item.readable = false;
+    loop->control_item.writable = false; /* flush_control() finds out */
+    if (loop->control_state == CONTROL_CONNECTING) {
+        control_connected(loop);
+    } else if (loop->control_state == CONTROL_OPEN && readable) {
+        read_control(loop);
+    }
+}
+
+static void flush_control(struct peer_loop *loop) {
+    if (loop->control_state != CONTROL_OPEN) {
+        return;
+    }
+    if (control_unsent(&loop->control) > 0 && !control_flush(&loop->control)) {
+        peer_loop_lose_control(loop, "the connection to the master at", loop->control.reason);
+        return;
+    }
+    poller_watch_writable(&loop->poller, &loop->control_item, control_unsent(&loop->control) > 0);
+}
+
+/* ---- the loop ---- */
+
+static void item_ready(struct peer_loop *loop, struct poll_item *item) {
+    switch ((enum peer_item)item->kind) {
+    case PEER_ITEM_WAKE:
+        mailbox_woken(loop->mailbox);
+        break;
+    case PEER_ITEM_CONTROL:
+        control_ready(loop);
+        break;
+    case PEER_ITEM_LISTENER:
+        listener_ready(&loop->listener);
+        break;
+    case PEER_ITEM_STRANGER:
+        listener_stranger_ready(&loop->listener, listener_stranger_of(item));
+        break;
+    case PEER_ITEM_STREAM:
+        if (link_stream_ready(LIST_ENTRY(item, struct stream, item))) {
+            poller_heat(&loop->poller, item);
+        }
+        break;
+    }
+}
+
+/* Each item that is hot now has one turn, and what it brings forth goes out at once. */
+static void work_off(struct peer_loop *loop) {
+    struct list now;
+    list_init(&now);
+    list_append_all(&now, &loop->poller.hot);
+    while (!list_is_empty(&now)) {
+        struct poll_item *item = LIST_ENTRY(now.next, struct poll_item, hot);
+        list_remove(&item->hot);
+        item_ready(loop, item);
+        settle(loop);
+        link_set_write(&loop->links);
+    }
+}
+
+static uint64_t tick(struct peer_loop *loop) {
+    uint64_t now_ns = clock_now_ns();
+    link_set_tick(&loop->links, now_ns);
+    listener_tick(&loop->listener, now_ns);
+    if (now_ns >= peer_deadline(loop->machine)) {
+        struct peer_event event = {.kind = PEER_EVENT_TICK};
+        step(loop, &event);
+    }
+    if (now_ns >= loop->pool_deadline_ns) {
+        uint64_t oldest_ns = buffer_pool_trim(loop->pool, now_ns - pool_idle_ns);
+        loop->pool_deadline_ns = oldest_ns == UINT64_MAX ? UINT64_MAX : oldest_ns + pool_idle_ns + 1;
+    }
+    settle(loop);
+    return now_ns;
+}
+
+static uint64_t earlier(uint64_t a, uint64_t b) {
+    return a < b ? a : b;
+}
+
+/* How long nothing is due. */
+static uint64_t idle_ns(const struct peer_loop *loop, uint64_t now_ns) {
+    if (link_set_has_output(&loop->links) || !list_is_empty(&loop->poller.hot) ||
+        loop->control_state == CONTROL_LOST) {
+        return 0;
+    }
+    uint64_t deadline = earlier(peer_deadline(loop->machine), link_set_deadline(&loop->links));
+    deadline = earlier(deadline, listener_deadline(&loop->listener));
+    deadline = earlier(deadline, loop->pool_deadline_ns);
+    if (deadline == UINT64_MAX) {
+        return UINT64_MAX;
+    }
+    return deadline > now_ns ? deadline - now_ns : 0;
+}
+
+/* The thread ends: whoever waits is told so, and no buffer is touched any more. */
+static void fail_calls(struct peer_loop *loop) {
+    for (uint32_t i = 0; i < MAX_OPS; i++) {
+        if (loop->engine->ops[i].active) {
+            engine_stop(loop->engine, i);
+        }
+    }
+    struct list calls;
+    list_init(&calls);
+    mailbox_shut(loop->mailbox, &calls);
+    for (uint32_t i = 0; i < MAX_CALLS; i++) {
+        if (loop->calls[i] != NULL) {
+            list_append(&calls, &loop->calls[i]->node);
+        }
+    }
+    while (!list_is_empty(&calls)) {
+        struct call *call = LIST_ENTRY(calls.next, struct call, node);
+        list_remove(&call->node);
+        end_call(loop, call, "the communicator was destroyed while the call waited");
+    }
+}
+
+static void *run(void *argument) {
+    struct peer_loop *loop = argument;
+    for (;;) {
+        work_off(loop);
+        link_set_write(&loop->links);
+        uint64_t now_ns = tick(loop);
+        flush_control(loop);
+        uint64_t wait_ns = idle_ns(loop, now_ns);
+        bool stop;
+        if (collect_calls(loop, wait_ns > 0, &stop)) {
+            continue; /* they have brought something to do */
+        }
+        if (stop) {
+            break;
+        }
+        poller_wait(&loop->poller, wait_ns);
+    }
+    fail_calls(loop);
+    return NULL;
+}
+
+/* ---- start and end ---- */
+
+static void release(struct peer_loop *loop) {
+    control_free(&loop->control);
+    listener_close(&loop->listener);
+    if (loop->engine != NULL) {
+        link_set_free(&loop->links);
+        engine_free(loop->engine);
+    }
+    poller_close(&loop->poller);
+    free(loop->engine);
+    free(loop->machine);
+    free(loop);
+}
+
+static int start_thread(struct peer_loop *loop) {
+    sigset_t all, before;
+    sigfillset(&all); /* signals are for the threads of the program */
+    int error = pthread_sigmask(SIG_SETMASK, &all, &before);
+    if (error == 0) {
+        error = pthread_create(&loop->thread, NULL, run, loop);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+    }
+    return -error;
+}
+
+static int open_sockets(struct peer_loop *loop, const char **what) {
+    *what = "can't watch sockets";
+    int error = poller_open(&loop->poller);
+    if (error == 0) {
+        error = poller_add(&loop->poller, &loop->wake_item, loop->mailbox->wake_fd, POLL_LEVEL);
+    }
+    if (error == 0) {
+        *what = "can't listen for other peers";
+        error = listener_open(&loop->listener, loop->options.listen_port);
+    }
+    return error;
+}
+
+static void init_machine(struct peer_loop *loop) {
+    struct peer_options options = {.hello = loop->options.hello};
+    options.hello.listen.port = listener_port(&loop->listener);
+    snprintf(loop->who, sizeof loop->who, "%s", options.hello.name[0] != '\0' ? options.hello.name : "peer");
+    peer_init(loop->machine, &options, peer_loop_perform, loop);
+}
+
+int peer_loop_start(const struct peer_loop_options *options, struct mailbox *mailbox,
+                    struct buffer_pool *pool, struct peer_loop **loop_out, const char **what) {
+    *what = "out of memory";
+    struct peer_loop *loop = calloc(1, sizeof *loop);
+    if (loop == NULL) {
+        return -ENOMEM;
+    }
+    loop->options = *options;
+    loop->mailbox = mailbox;
+    loop->pool = pool;
+    loop->pool_deadline_ns = UINT64_MAX;
+    loop->poller.fd = -1;
+    loop->control.fd = -1;
+    poll_item_init(&loop->wake_item, PEER_ITEM_WAKE);
+    poll_item_init(&loop->control_item, PEER_ITEM_CONTROL);
+    link_set_init(&loop->links, &loop->poller, NULL, options->hello.timeout_ms * NS_PER_MS);
+    listener_init(&loop->listener, &loop->poller, &loop->links);
+    loop->machine = calloc(1, peer_bytes());
+    struct engine *engine = calloc(1, sizeof *engine);
+    if (loop->machine == NULL || engine == NULL || !engine_init(engine, loop->machine, &loop->links)) {
+        free(engine);
+        release(loop);
+        return -ENOMEM;
+    }
+    loop->engine = engine;
+    loop->links.engine = engine;
+    int error = open_sockets(loop, what);
+    if (error == 0) {
+        init_machine(loop);
+        *what = "can't start a thread";
+        error = start_thread(loop);
+    }
+    if (error != 0) {
+        release(loop);
+        return error;
+    }
+    mailbox_open(mailbox);
+    *loop_out = loop;
+    return 0;
+}
+
+void peer_loop_join(struct peer_loop *loop) {
+    pthread_join(loop->thread, NULL);
+    release(loop);
+}

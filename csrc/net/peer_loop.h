@@ -1,0 +1,71 @@
+/* The net thread of a communicator: sockets, clock and timers around the machine of core/peer.h, and the
+ * engine that moves the bytes. It branches on the kinds of actions only. */
+#ifndef PCCL_NET_PEER_LOOP_H
+#define PCCL_NET_PEER_LOOP_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/address.h"
+#include "core/peer.h"
+#include "net/buffer_pool.h"
+#include "net/control.h"
+#include "net/engine.h"
+#include "net/link.h"
+#include "net/listener.h"
+#include "net/mailbox.h"
+#include "net/poller.h"
+
+struct peer_loop_options {
+    struct address master;
+    struct message_hello hello; /* `listen.port` is filled in */
+    uint16_t listen_port;       /* 0: the first free one from the default up */
+};
+
+enum { MAX_CALLS = MAX_OPS + 64 }; /* of one communicator at a time */
+
+enum control_state { CONTROL_NONE, CONTROL_CONNECTING, CONTROL_OPEN, CONTROL_LOST };
+
+struct peer_loop {
+    struct peer_loop_options options;
+    struct mailbox *mailbox;   /* the communicator's */
+    struct buffer_pool *pool;  /* likewise */
+    pthread_t thread;
+    char who[MAX_NAME_BYTES + 16]; /* in log lines */
+
+    struct poller poller;
+    struct poll_item wake_item;
+    struct peer *machine; /* owned */
+    struct engine *engine; /* owned */
+    struct link_set links;
+    struct listener listener;
+
+    struct control control;
+    struct poll_item control_item;
+    enum control_state control_state;
+    char control_reason[MAX_REASON_BYTES + 1]; /* CONTROL_LOST: the machine does not know yet */
+    struct message message; /* the one being worked on */
+
+    /* Calls under way; the slot of each is its number's remainder. */
+    struct call *calls[MAX_CALLS];
+    uint64_t last_number;
+    uint64_t pool_deadline_ns;
+};
+
+/* Listens, and starts the thread. Returns 0 and *loop_out, or a negative errno value; `what` then says
+ * what failed, as a static text. */
+int peer_loop_start(const struct peer_loop_options *options, struct mailbox *mailbox,
+                    struct buffer_pool *pool, struct peer_loop **loop_out, const char **what);
+/* After mailbox_stop(): waits for the end of the thread and frees everything. Calls that were under way
+ * are completed with pcclInvalidUsage. */
+void peer_loop_join(struct peer_loop *loop);
+
+/* Between the files of the loop. */
+void peer_loop_perform(void *context, const struct peer_action *action); /* peer_actions.c */
+struct call *peer_loop_find_call(struct peer_loop *loop, uint64_t number);
+void peer_loop_complete(struct peer_loop *loop, struct call *call);
+void peer_loop_publish(struct peer_loop *loop);
+void peer_loop_lose_control(struct peer_loop *loop, const char *what, const char *why);
+
+#endif

@@ -1,0 +1,324 @@
+#define _GNU_SOURCE
+#include "net/stream.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "base/check.h"
+#include "data/crc32c.h"
+#include "net/clock.h"
+#include "net/engine.h"
+#include "net/link.h"
+
+enum {
+    READ_TURN_BYTES = 512 * 1024,
+    /* Behind the rest of a long payload only its trailer and the next header are read into the staging
+     * buffer: what follows them had better go straight into its place. */
+    LONG_PAYLOAD_BYTES = 16 * 1024,
+    SCRATCH_ALIGNMENT = 64,
+};
+
+/* Never written: what a cancelled frame is filled up with. Costs no memory, being all zero. */
+static uint8_t zeros[MAX_CHUNK_BYTES];
+
+void stream_init(struct stream *stream, struct link *link, uint16_t index) {
+    memset(stream, 0, sizeof *stream);
+    stream->link = link;
+    stream->index = index;
+    poll_item_init(&stream->item, PEER_ITEM_STREAM);
+}
+
+void stream_close(struct stream *stream) {
+    if (stream->item.fd >= 0) {
+        int fd = stream->item.fd;
+        poller_remove(stream->link->set->poller, &stream->item);
+        close(fd);
+    }
+    free(stream->in.held);
+    stream->in.held = NULL;
+    stream->in.op = NULL;
+    stream->in.busy = false;
+    stream->in.begin = 0;
+    stream->in.end = 0;
+    stream->out.count = 0;
+    stream->state = STREAM_CLOSED;
+}
+
+void stream_free(struct stream *stream) {
+    stream_close(stream);
+    free(stream->in.scratch);
+    stream->in.scratch = NULL;
+}
+
+uint8_t *stream_scratch(struct stream *stream, uint32_t bytes) {
+    struct stream_in *in = &stream->in;
+    if (bytes > in->scratch_bytes) {
+        free(in->scratch);
+        uint32_t rounded = (bytes + SCRATCH_ALIGNMENT - 1) / SCRATCH_ALIGNMENT * SCRATCH_ALIGNMENT;
+        in->scratch = aligned_alloc(SCRATCH_ALIGNMENT, rounded);
+        in->scratch_bytes = in->scratch == NULL ? 0 : rounded;
+    }
+    return in->scratch;
+}
+
+void stream_forget_op(struct stream *stream, const struct op *op) {
+    struct stream_in *in = &stream->in;
+    if (in->busy && in->op == op) {
+        in->sink = SINK_DISCARD;
+        in->op = NULL;
+    }
+    for (uint32_t i = 0; i < stream->out.count; i++) {
+        struct out_frame *frame = &stream->out.frames[i];
+        if (frame->op == op) {
+            struct frame_trailer trailer = {.cancelled = true};
+            frame_trailer_encode(&trailer, frame->trailer);
+            frame->payload = zeros;
+            frame->op = NULL;
+        }
+    }
+}
+
+static bool fail(struct stream *stream, const char *what) {
+    return link_fail(stream->link, "stream %u of %u: %s", stream->index + 1u,
+                     (unsigned)stream->link->stream_count, what);
+}
+
+/* ---- in ---- */
+
+static uint32_t payload_left(const struct stream_in *in) {
+    return in->busy ? in->frame.payload_bytes - in->received : 0;
+}
+
+/* The payload's next `size` bytes stand at `bytes`: in their place if that is where they were read to. */
+static void take_payload(struct stream_in *in, const uint8_t *bytes, uint32_t size) {
+    in->crc = crc32c_extend(in->crc, bytes, size);
+    if (in->sink != SINK_DISCARD && bytes != in->payload + in->received) {
+        memcpy(in->payload + in->received, bytes, size);
+    }
+    in->received += size;
+}
+
+static bool take_header(struct stream *stream) {
+    struct engine *engine = stream->link->set->engine;
+    struct stream_in *in = &stream->in;
+    if (!frame_decode(in->staging + in->begin, &in->frame)) {
+        return fail(stream, "a frame arrived damaged");
+    }
+    in->begin += FRAME_HEADER_BYTES;
+    if (in->frame.type != FRAME_DATA) {
+        return engine_control_frame(engine, stream->link, &in->frame);
+    }
+    in->received = 0;
+    in->crc = 0;
+    in->busy = true;
+    return engine_data_begin(engine, stream);
+}
+
+static bool take_trailer(struct stream *stream) {
+    struct stream_in *in = &stream->in;
+    struct frame_trailer trailer;
+    if (!frame_trailer_decode(in->staging + in->begin, &trailer)) {
+        return fail(stream, "the end of a frame arrived damaged");
+    }
+    in->begin += FRAME_TRAILER_BYTES;
+    if (!trailer.cancelled && trailer.crc32c != in->crc) {
+        return fail(stream, "data arrived damaged (checksum)");
+    }
+    in->busy = false;
+    return engine_data_end(stream->link->set->engine, stream, trailer.cancelled);
+}
+
+/* Works off what is in the staging buffer. */
+static bool parse(struct stream *stream) {
+    struct stream_in *in = &stream->in;
+    for (;;) {
+        if (!in->busy) {
+            if (in->end - in->begin < FRAME_HEADER_BYTES) {
+                break;
+            }
+            if (!take_header(stream)) {
+                return false;
+            }
+            continue;
+        }
+        uint32_t size = in->end - in->begin;
+        size = size < payload_left(in) ? size : payload_left(in);
+        if (size > 0) {
+            take_payload(in, in->staging + in->begin, size);
+            in->begin += size;
+        }
+        if (payload_left(in) > 0 || in->end - in->begin < FRAME_TRAILER_BYTES) {
+            break;
+        }
+        if (!take_trailer(stream)) {
+            return false;
+        }
+    }
+    if (in->begin == in->end) {
+        in->begin = 0;
+        in->end = 0;
+    }
+    return true;
+}
+
+/* Where the next bytes go: the rest of the payload, then the staging buffer. */
+static int plan_read(struct stream *stream, struct iovec where[2]) {
+    struct stream_in *in = &stream->in;
+    uint32_t left = payload_left(in);
+    uint32_t direct = left;
+    int count = 0;
+    if (in->begin > 0) {
+        memmove(in->staging, in->staging + in->begin, in->end - in->begin);
+        in->end -= in->begin;
+        in->begin = 0;
+    }
+    if (left > 0) {
+        CHECK(in->end == 0);
+        uint8_t *to = in->payload + in->received;
+        if (in->sink == SINK_DISCARD) {
+            to = stream->link->set->engine->trash;
+            direct = left < TRASH_BYTES ? left : TRASH_BYTES;
+        }
+        where[count++] = (struct iovec){.iov_base = to, .iov_len = direct};
+    }
+    if (direct == left) {
+        size_t room = STAGING_BYTES - in->end;
+        if (left >= LONG_PAYLOAD_BYTES) {
+            room = FRAME_TRAILER_BYTES + FRAME_HEADER_BYTES;
+        }
+        where[count++] = (struct iovec){.iov_base = in->staging + in->end, .iov_len = room};
+    }
+    return count;
+}
+
+/* `size` bytes have been read to `where`. */
+static bool took(struct stream *stream, const struct iovec where[2], size_t size) {
+    struct stream_in *in = &stream->in;
+    uint32_t left = payload_left(in);
+    if (left > 0) {
+        size_t direct = size < where[0].iov_len ? size : where[0].iov_len;
+        take_payload(in, where[0].iov_base, (uint32_t)direct);
+        size -= direct;
+    }
+    in->end += (uint32_t)size;
+    return parse(stream);
+}
+
+bool stream_read(struct stream *stream) {
+    struct poll_item *item = &stream->item;
+    size_t total = 0;
+    while (item->readable && total < READ_TURN_BYTES) {
+        struct iovec where[2];
+        int count = plan_read(stream, where);
+        size_t wanted = where[0].iov_len + (count == 2 ? where[1].iov_len : 0);
+        ssize_t size = readv(item->fd, where, count);
+        if (size < 0 && errno == EINTR) {
+            continue;
+        }
+        if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+            item->readable = false;
+            return true;
+        }
+        if (size < 0) {
+            return fail(stream, strerror(errno));
+        }
+        if (size == 0) {
+            return fail(stream, "the other side closed it");
+        }
+        stream->link->last_heard_ns = clock_now_ns();
+        stream->link->suspect = false;
+        if ((size_t)size < wanted && !item->hangup) {
+            item->readable = false; /* the kernel will say when there is more */
+        }
+        total += (size_t)size;
+        if (!took(stream, where, (size_t)size)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* ---- out ---- */
+
+void stream_add_frame(struct stream *stream, const struct frame *frame, const uint8_t *payload,
+                      uint32_t payload_crc32c, struct op *op) {
+    struct stream_out *out = &stream->out;
+    CHECK(out->count < BATCH_FRAMES && out->sent == 0);
+    struct out_frame *place = &out->frames[out->count++];
+    frame_encode(frame, place->header);
+    place->payload = payload;
+    place->payload_bytes = frame->payload_bytes;
+    place->op = op;
+    out->bytes += FRAME_HEADER_BYTES;
+    if (frame->payload_bytes > 0) {
+        struct frame_trailer trailer = {.crc32c = payload_crc32c};
+        frame_trailer_encode(&trailer, place->trailer);
+        out->bytes += frame->payload_bytes + FRAME_TRAILER_BYTES;
+    }
+}
+
+/* Adds the part of a piece that is not among the first *skip bytes. */
+static int add_piece(struct iovec *pieces, int count, const uint8_t *bytes, size_t size, size_t *skip) {
+    if (*skip >= size) {
+        *skip -= size;
+        return count;
+    }
+    /* iovec is for both directions; sendmsg() does not write to it */
+    pieces[count] = (struct iovec){.iov_base = (void *)(uintptr_t)(bytes + *skip), .iov_len = size - *skip};
+    *skip = 0;
+    return count + 1;
+}
+
+static int unsent_pieces(const struct stream_out *out, struct iovec *pieces) {
+    size_t skip = out->sent;
+    int count = 0;
+    for (uint32_t i = 0; i < out->count; i++) {
+        const struct out_frame *frame = &out->frames[i];
+        count = add_piece(pieces, count, frame->header, FRAME_HEADER_BYTES, &skip);
+        if (frame->payload_bytes > 0) {
+            count = add_piece(pieces, count, frame->payload, frame->payload_bytes, &skip);
+            count = add_piece(pieces, count, frame->trailer, FRAME_TRAILER_BYTES, &skip);
+        }
+    }
+    return count;
+}
+
+bool stream_write(struct stream *stream) {
+    struct stream_out *out = &stream->out;
+    if (!stream->item.writable || stream->state != STREAM_OPEN) {
+        return true;
+    }
+    if (out->count == 0) {
+        out->bytes = 0;
+        out->sent = 0;
+        engine_pull(stream->link->set->engine, stream);
+        if (out->count == 0) {
+            return true;
+        }
+    }
+    struct iovec pieces[3 * BATCH_FRAMES];
+    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = (size_t)unsent_pieces(out, pieces)};
+    ssize_t size = sendmsg(stream->item.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (size < 0) {
+        if (errno == EINTR) {
+            return true;
+        }
+        if (errno == EAGAIN || errno == EWOULDBLOCK) {
+            stream->item.writable = false;
+            return true;
+        }
+        return fail(stream, strerror(errno));
+    }
+    stream->link->last_sent_ns = clock_now_ns();
+    out->sent += (size_t)size;
+    if (out->sent == out->bytes) {
+        out->count = 0;
+    } else {
+        stream->item.writable = false; /* the kernel took what it has room for, and will say more */
+    }
+    return true;
+}

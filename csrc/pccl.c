@@ -1,0 +1,298 @@
+/* The public calls of a communicator, but for the reductions (pccl_reduce.c): checks and sentences around
+ * net/comm.h. */
+#define _GNU_SOURCE
+#include "pccl.h"
+
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/last_error.h"
+#include "net/socket.h"
+#include "pccl_comm.h"
+
+static atomic_bool initialized;
+
+enum { DEFAULT_CHECK_INTERVAL_MS = 50 };
+
+pcclResult_t pcclInit(void) {
+    last_error_clear();
+    atomic_store(&initialized, true);
+    return pcclSuccess;
+}
+
+pcclResult_t public_call_null(const char *call, const char *argument) {
+    last_error_set("%s: %s is NULL", call, argument);
+    return pcclInvalidArgument;
+}
+
+static pcclResult_t check_initialized(const char *call) {
+    last_error_clear();
+    if (!atomic_load(&initialized)) {
+        last_error_set("%s: call pcclInit first", call);
+        return pcclNotInitialized;
+    }
+    return pcclSuccess;
+}
+
+pcclResult_t public_call_begin(const pcclComm_t *comm, const char *call) {
+    pcclResult_t result = check_initialized(call);
+    if (result == pcclSuccess && comm == NULL) {
+        result = public_call_null(call, "comm");
+    }
+    if (result == pcclSuccess && !comm_enter(comm_of(comm))) {
+        result = pcclInvalidUsage;
+    }
+    return result;
+}
+
+pcclResult_t pcclGetBuildInfo(pcclBuildInfo_t *info) {
+    last_error_clear();
+    if (info == NULL) {
+        return public_call_null("pcclGetBuildInfo", "info");
+    }
+    *info = (pcclBuildInfo_t){.has_cuda_support = false};
+    return pcclSuccess;
+}
+
+const char *pcclGetLastError(const pcclComm_t *comm) {
+    (void)comm; /* the sentence is the thread's */
+    return last_error_get();
+}
+
+/* ---- create and destroy ---- */
+
+#define CREATE "pcclCreateCommunicator"
+
+static pcclResult_t refuse(const char *argument, const char *why) {
+    last_error_set(CREATE ": %s %s", argument, why);
+    return pcclInvalidArgument;
+}
+
+static pcclResult_t check_params(const pcclCommCreateParams_t *params) {
+    if (params->p2p_connection_pool_size > MAX_STREAMS) {
+        return refuse("p2p_connection_pool_size", "is more than 64");
+    }
+    if (params->timeout_ms != 0 && params->timeout_ms < MIN_TIMEOUT_MS) {
+        return refuse("timeout_ms", "is less than 100");
+    }
+    if (params->timeout_ms > MAX_TIMEOUT_MS) {
+        return refuse("timeout_ms", "is more than a day");
+    }
+    if (params->name != NULL && strnlen(params->name, MAX_NAME_BYTES + 1) > MAX_NAME_BYTES) {
+        return refuse("name", "is longer than 63 bytes");
+    }
+    if (params->secret != NULL || params->secret_size != 0) {
+        return refuse("secret", "is not supported yet: it must be NULL");
+    }
+    if (params->flags != 0) {
+        return refuse("flags", "must be 0");
+    }
+    return pcclSuccess;
+}
+
+static pcclResult_t fill_addresses(const pcclCommCreateParams_t *params, struct peer_loop_options *options) {
+    if (!address_from_public(&params->master_address, &options->master)) {
+        return refuse("master_address", "is neither inetIPv4 nor inetIPv6");
+    }
+    if (options->master.port == 0) {
+        return refuse("master_address", "has no port");
+    }
+    if (params->advertise_host != NULL) {
+        const char *error = socket_resolve(params->advertise_host, 0, &options->hello.listen);
+        if (error != NULL) {
+            last_error_set(CREATE ": advertise_host \"%.255s\" is no address: %s", params->advertise_host,
+                           error);
+            return pcclInvalidArgument;
+        }
+    }
+    return pcclSuccess;
+}
+
+static pcclResult_t fill_options(const pcclCommCreateParams_t *params, struct peer_loop_options *options) {
+    pcclResult_t result = check_params(params);
+    if (result == pcclSuccess) {
+        result = fill_addresses(params, options);
+    }
+    if (result != pcclSuccess) {
+        return result;
+    }
+    struct message_hello *hello = &options->hello;
+    hello->version = PROTOCOL_VERSION;
+    hello->oldest_version = OLDEST_PROTOCOL_VERSION;
+    hello->group = params->peer_group;
+    hello->streams = (uint16_t)params->p2p_connection_pool_size;
+    if (hello->streams == 0) {
+        hello->streams = DEFAULT_STREAMS;
+    }
+    hello->timeout_ms = params->timeout_ms != 0 ? params->timeout_ms : DEFAULT_TIMEOUT_MS;
+    hello->straggler_timeout_ms = params->straggler_timeout_ms;
+    if (params->name != NULL) {
+        snprintf(hello->name, sizeof hello->name, "%s", params->name);
+    }
+    options->listen_port = params->listen_port;
+    return pcclSuccess;
+}
+
+pcclResult_t pcclCreateCommunicator(const pcclCommCreateParams_t *params, pcclComm_t **comm_out) {
+    pcclResult_t result = check_initialized(CREATE);
+    if (result != pcclSuccess) {
+        return result;
+    }
+    if (params == NULL || comm_out == NULL) {
+        return public_call_null(CREATE, params == NULL ? "params" : "comm_out");
+    }
+    struct peer_loop_options options;
+    memset(&options, 0, sizeof options);
+    result = fill_options(params, &options);
+    if (result != pcclSuccess) {
+        return result;
+    }
+    struct comm *comm = comm_create(&options);
+    if (comm == NULL) {
+        return pcclOutOfMemory;
+    }
+    *comm_out = (pcclComm_t *)(void *)comm;
+    return pcclSuccess;
+}
+
+pcclResult_t pcclDestroyCommunicator(pcclComm_t *comm) {
+    pcclResult_t result = public_call_begin(comm, "pcclDestroyCommunicator");
+    if (result == pcclSuccess) {
+        comm_leave(comm_of(comm));
+        comm_destroy(comm_of(comm));
+        last_error_clear(); /* an unanswered goodbye is no failure of this call */
+    }
+    return result;
+}
+
+pcclResult_t pcclCloseCommunicator(pcclComm_t *comm) {
+    pcclResult_t result = public_call_begin(comm, "pcclCloseCommunicator");
+    if (result == pcclSuccess) {
+        result = comm_close(comm_of(comm));
+        comm_leave(comm_of(comm));
+    }
+    return result;
+}
+
+pcclResult_t pcclSetInterruptCheck(pcclComm_t *comm, bool (*check)(void *), void *context,
+                                   uint32_t interval_ms) {
+    pcclResult_t result = public_call_begin(comm, "pcclSetInterruptCheck");
+    if (result == pcclSuccess) {
+        uint32_t interval = interval_ms != 0 ? interval_ms : DEFAULT_CHECK_INTERVAL_MS;
+        comm_set_interrupt_check(comm_of(comm), check, context, interval);
+        comm_leave(comm_of(comm));
+    }
+    return result;
+}
+
+/* ---- what a communicator knows ---- */
+
+static pcclResult_t attribute_of(struct comm *comm, pcclAttribute_t attribute, int *value_out) {
+    struct peer_status status;
+    comm_get_status(comm, &status);
+    uint32_t value;
+    switch (attribute) {
+    case PCCL_ATTRIBUTE_GLOBAL_WORLD_SIZE:
+        value = status.census.peers;
+        break;
+    case PCCL_ATTRIBUTE_PEER_GROUP_WORLD_SIZE:
+        value = status.world;
+        break;
+    case PCCL_ATTRIBUTE_NUM_DISTINCT_PEER_GROUPS:
+        value = status.census.groups;
+        break;
+    case PCCL_ATTRIBUTE_LARGEST_PEER_GROUP_WORLD_SIZE:
+        value = status.census.largest_group;
+        break;
+    default:
+        last_error_set("pcclGetAttribute: there is no attribute %d", (int)attribute);
+        return pcclInvalidArgument;
+    }
+    if (!status.connected) {
+        last_error_set("pcclGetAttribute: the communicator is not connected: call connect first");
+        return pcclInvalidUsage;
+    }
+    *value_out = (int)value;
+    return pcclSuccess;
+}
+
+pcclResult_t pcclGetAttribute(const pcclComm_t *comm, pcclAttribute_t attribute, int *value_out) {
+    pcclResult_t result = public_call_begin(comm, "pcclGetAttribute");
+    if (result == pcclSuccess) {
+        result = value_out == NULL ? public_call_null("pcclGetAttribute", "value_out")
+                                   : attribute_of(comm_of(comm), attribute, value_out);
+        comm_leave(comm_of(comm));
+    }
+    return result;
+}
+
+static void info_of(struct comm *comm, pcclCommInfo_t *info) {
+    struct peer_status status;
+    comm_get_status(comm, &status);
+    *info = (pcclCommInfo_t){.peer_group = comm_group(comm), .connected = status.connected};
+    memcpy(info->peer_id, status.id.bytes, sizeof info->peer_id);
+    memcpy(info->run_id, status.run.bytes, sizeof info->run_id);
+    if (status.connected) {
+        info->epoch = status.epoch;
+        info->rank = status.rank;
+        info->world_size = status.world;
+        info->global_world_size = status.census.peers;
+    }
+}
+
+pcclResult_t pcclGetCommInfo(const pcclComm_t *comm, pcclCommInfo_t *info_out) {
+    pcclResult_t result = public_call_begin(comm, "pcclGetCommInfo");
+    if (result == pcclSuccess) {
+        if (info_out == NULL) {
+            result = public_call_null("pcclGetCommInfo", "info_out");
+        } else {
+            info_of(comm_of(comm), info_out);
+        }
+        comm_leave(comm_of(comm));
+    }
+    return result;
+}
+
+/* ---- joining and joint calls ---- */
+
+pcclResult_t pcclConnect(pcclComm_t *comm) {
+    pcclResult_t result = public_call_begin(comm, "pcclConnect");
+    if (result == pcclSuccess) {
+        result = comm_connect(comm_of(comm));
+        comm_leave(comm_of(comm));
+    }
+    return result;
+}
+
+static pcclResult_t vote(const pcclComm_t *comm, const char *call, uint8_t kind, uint64_t *value_out) {
+    pcclResult_t result = public_call_begin(comm, call);
+    if (result == pcclSuccess) {
+        result = comm_vote(comm_of(comm), kind, value_out);
+        comm_leave(comm_of(comm));
+    }
+    return result;
+}
+
+pcclResult_t pcclUpdateTopology(pcclComm_t *comm) {
+    uint64_t value;
+    return vote(comm, "pcclUpdateTopology", VOTE_UPDATE_TOPOLOGY, &value);
+}
+
+pcclResult_t pcclOptimizeTopology(const pcclComm_t *comm) {
+    uint64_t value;
+    return vote(comm, "pcclOptimizeTopology", VOTE_OPTIMIZE_TOPOLOGY, &value);
+}
+
+pcclResult_t pcclArePeersPending(const pcclComm_t *comm, bool *pending_out) {
+    uint64_t value = 0;
+    if (pending_out == NULL) {
+        last_error_clear();
+        return public_call_null("pcclArePeersPending", "pending_out");
+    }
+    pcclResult_t result = vote(comm, "pcclArePeersPending", VOTE_PEERS_PENDING, &value);
+    if (result == pcclSuccess) {
+        *pending_out = value != 0;
+    }
+    return result;
+}

@@ -1,0 +1,343 @@
+/* The public calls of all-reduce: one at a time, async, and many with retries. */
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/last_error.h"
+#include "data/datatype.h"
+#include "net/clock.h"
+#include "pccl_comm.h"
+
+/* ---- arguments ---- */
+
+static pcclResult_t refuse(const char *call, const char *why) {
+    last_error_set("%s: %s", call, why);
+    return pcclInvalidArgument;
+}
+
+static pcclResult_t check_descriptor(const char *call, const pcclReduceDescriptor_t *descriptor) {
+    if (descriptor == NULL) {
+        return public_call_null(call, "descriptor");
+    }
+    int datatype = (int)descriptor->src_descriptor.datatype;
+    if (!datatype_valid(datatype)) {
+        last_error_set("%s: there is no datatype %d", call, datatype);
+        return pcclInvalidArgument;
+    }
+    if (!reduce_op_valid((int)descriptor->op)) {
+        last_error_set("%s: there is no reduce op %d", call, (int)descriptor->op);
+        return pcclInvalidArgument;
+    }
+    if (descriptor->count == 0) {
+        return refuse(call, "count is 0: it must be at least 1");
+    }
+    if (descriptor->count > PTRDIFF_MAX / datatype_bytes((uint8_t)datatype)) {
+        return refuse(call, "count times the size of an element is more than memory can hold");
+    }
+    if (descriptor->quantization_options.algorithm != pcclQuantNone) {
+        return refuse(call, "quantization is not supported yet: the algorithm must be pcclQuantNone");
+    }
+    return pcclSuccess;
+}
+
+static size_t buffer_bytes(const pcclReduceDescriptor_t *descriptor) {
+    return descriptor->count * datatype_bytes((uint8_t)descriptor->src_descriptor.datatype);
+}
+
+static pcclResult_t check_op(const char *call, const void *sendbuf, const void *recvbuf,
+                             const pcclReduceDescriptor_t *descriptor, const pcclOpOptions_t *options) {
+    pcclResult_t result = check_descriptor(call, descriptor);
+    if (result != pcclSuccess) {
+        return result;
+    }
+    if (sendbuf == NULL || recvbuf == NULL) {
+        return public_call_null(call, sendbuf == NULL ? "sendbuf" : "recvbuf");
+    }
+    uintptr_t from = (uintptr_t)sendbuf, to = (uintptr_t)recvbuf;
+    if (from != to && (from < to ? to - from : from - to) < buffer_bytes(descriptor)) {
+        return refuse(call, "sendbuf and recvbuf overlap: they must be the same buffer, or two apart");
+    }
+    if (options != NULL && options->flags != 0) {
+        return refuse(call, "options->flags must be 0");
+    }
+    return pcclSuccess;
+}
+
+static void fill_call(struct call *call, const void *sendbuf, void *recvbuf,
+                      const pcclReduceDescriptor_t *descriptor, const pcclOpOptions_t *options) {
+    memset(call, 0, sizeof *call);
+    call->tag = descriptor->tag;
+    call->input = sendbuf;
+    call->output = recvbuf;
+    call->bytes = buffer_bytes(descriptor);
+    call->descriptor = (struct op_descriptor){.kind = OP_ALL_REDUCE,
+                                              .datatype = (uint8_t)descriptor->src_descriptor.datatype,
+                                              .reduce_op = (uint8_t)descriptor->op,
+                                              .count = descriptor->count};
+    if (options != NULL && options->timeout_ms != 0) {
+        call->deadline_ns = clock_now_ns() + options->timeout_ms * NS_PER_MS;
+    }
+}
+
+static void fill_info(pcclReduceInfo_t *info, const struct call *call) {
+    if (info != NULL) {
+        *info = (pcclReduceInfo_t){.local_world_size = (uint32_t)call->value,
+                                   .tx_bytes = call->tx_bytes,
+                                   .rx_bytes = call->rx_bytes};
+    }
+}
+
+/* ---- one at a time ---- */
+
+static pcclResult_t run_op(struct comm *comm, struct call *call) {
+    call->blocking = true;
+    pcclResult_t result = comm_post_op(comm, call);
+    if (result == pcclSuccess) {
+        comm_wait_any(comm, &call, 1);
+        result = comm_result(call);
+    }
+    return result;
+}
+
+static pcclResult_t all_reduce(const char *name, const void *sendbuf, void *recvbuf,
+                               const pcclReduceDescriptor_t *descriptor, const pcclOpOptions_t *options,
+                               const pcclComm_t *comm, pcclReduceInfo_t *info_out) {
+    pcclResult_t result = public_call_begin(comm, name);
+    if (result != pcclSuccess) {
+        return result;
+    }
+    result = check_op(name, sendbuf, recvbuf, descriptor, options);
+    if (result == pcclSuccess) {
+        struct call call;
+        fill_call(&call, sendbuf, recvbuf, descriptor, options);
+        result = run_op(comm_of(comm), &call);
+        fill_info(info_out, &call);
+    }
+    comm_leave(comm_of(comm));
+    return result;
+}
+
+pcclResult_t pcclAllReduce(const void *sendbuf, void *recvbuf, const pcclReduceDescriptor_t *descriptor,
+                           const pcclComm_t *comm, pcclReduceInfo_t *info_out) {
+    return all_reduce("pcclAllReduce", sendbuf, recvbuf, descriptor, NULL, comm, info_out);
+}
+
+pcclResult_t pcclAllReduceWithOptions(const void *sendbuf, void *recvbuf,
+                                      const pcclReduceDescriptor_t *descriptor,
+                                      const pcclOpOptions_t *options, const pcclComm_t *comm,
+                                      pcclReduceInfo_t *info_out) {
+    return all_reduce("pcclAllReduceWithOptions", sendbuf, recvbuf, descriptor, options, comm, info_out);
+}
+
+/* ---- async ---- */
+
+static pcclResult_t start_async(struct comm *comm, const void *sendbuf, void *recvbuf,
+                                const pcclReduceDescriptor_t *descriptor, const pcclOpOptions_t *options) {
+    struct call *call = malloc(sizeof *call);
+    if (call == NULL) {
+        last_error_set("out of memory");
+        return pcclOutOfMemory;
+    }
+    fill_call(call, sendbuf, recvbuf, descriptor, options);
+    return comm_start_async(comm, call);
+}
+
+static pcclResult_t all_reduce_async(const char *name, const void *sendbuf, void *recvbuf,
+                                     const pcclReduceDescriptor_t *descriptor, const pcclOpOptions_t *options,
+                                     const pcclComm_t *comm, pcclAsyncReduceOp_t *handle_out) {
+    pcclResult_t result = public_call_begin(comm, name);
+    if (result != pcclSuccess) {
+        return result;
+    }
+    result = handle_out == NULL ? public_call_null(name, "handle_out")
+                                : check_op(name, sendbuf, recvbuf, descriptor, options);
+    if (result == pcclSuccess) {
+        uint64_t tag = descriptor->tag;
+        result = start_async(comm_of(comm), sendbuf, recvbuf, descriptor, options);
+        if (result == pcclSuccess) {
+            *handle_out = (pcclAsyncReduceOp_t){.comm = (pcclComm_t *)(void *)comm_of(comm), .tag = tag};
+        }
+    }
+    comm_leave(comm_of(comm));
+    return result;
+}
+
+pcclResult_t pcclAllReduceAsync(const void *sendbuf, void *recvbuf, const pcclReduceDescriptor_t *descriptor,
+                                const pcclComm_t *comm, pcclAsyncReduceOp_t *handle_out) {
+    return all_reduce_async("pcclAllReduceAsync", sendbuf, recvbuf, descriptor, NULL, comm, handle_out);
+}
+
+pcclResult_t pcclAllReduceAsyncWithOptions(const void *sendbuf, void *recvbuf,
+                                           const pcclReduceDescriptor_t *descriptor,
+                                           const pcclOpOptions_t *options, const pcclComm_t *comm,
+                                           pcclAsyncReduceOp_t *handle_out) {
+    return all_reduce_async("pcclAllReduceAsyncWithOptions", sendbuf, recvbuf, descriptor, options, comm,
+                            handle_out);
+}
+
+pcclResult_t pcclAwaitAsyncReduce(const pcclAsyncReduceOp_t *handle, pcclReduceInfo_t *info_out) {
+    if (handle == NULL) {
+        last_error_clear();
+        return public_call_null("pcclAwaitAsyncReduce", "handle");
+    }
+    pcclResult_t result = public_call_begin(handle->comm, "pcclAwaitAsyncReduce");
+    if (result != pcclSuccess) {
+        return result;
+    }
+    struct comm *comm = comm_of(handle->comm);
+    struct call *call = NULL;
+    result = comm_await_async(comm, handle->tag, &call);
+    if (call != NULL) {
+        fill_info(info_out, call);
+        free(call);
+    }
+    comm_leave(comm);
+    return result;
+}
+
+pcclResult_t pcclTestAsyncReduce(const pcclAsyncReduceOp_t *handle, bool *done_out) {
+    if (handle == NULL || done_out == NULL) {
+        last_error_clear();
+        return public_call_null("pcclTestAsyncReduce", handle == NULL ? "handle" : "done_out");
+    }
+    pcclResult_t result = public_call_begin(handle->comm, "pcclTestAsyncReduce");
+    if (result == pcclSuccess) {
+        result = comm_test_async(comm_of(handle->comm), handle->tag, done_out);
+        comm_leave(comm_of(handle->comm));
+    }
+    return result;
+}
+
+/* ---- many, with retries ---- */
+
+#define MULTIPLE "pcclAllReduceMultipleWithRetry"
+
+/* Up to `limit` of the ops run at a time; `running` are those, in no order. */
+struct window {
+    struct comm *comm;
+    const pcclReduceOpDescriptor_t *descriptors;
+    size_t count, next; /* of all ops; the first that has not been started */
+    struct call *calls; /* `limit` of them */
+    struct call **running, **idle;
+    size_t *op_of; /* which op calls[i] is */
+    int limit, running_count, idle_count;
+    pcclResult_t result; /* of the first that failed for good */
+    pcclReduceInfo_t info;
+};
+
+static void start_op(struct window *window, struct call *call, size_t op) {
+    const pcclReduceOpDescriptor_t *descriptor = &window->descriptors[op];
+    fill_call(call, descriptor->sendbuf, descriptor->recvbuf, &descriptor->descriptor, NULL);
+    call->blocking = true;
+    window->op_of[call - window->calls] = op;
+    pcclResult_t result = comm_post_op(window->comm, call);
+    if (result == pcclSuccess) {
+        window->running[window->running_count++] = call;
+    } else {
+        window->result = result; /* the last error stands */
+        window->idle[window->idle_count++] = call;
+    }
+}
+
+/* One op has ended: it is done, or starts again, or ends the whole. */
+static void end_op(struct window *window, int place) {
+    struct call *call = window->running[place];
+    window->running[place] = window->running[--window->running_count];
+    window->info.tx_bytes += call->tx_bytes;
+    window->info.rx_bytes += call->rx_bytes;
+    if (call->status == pcclRankConnectionLost && window->result == pcclSuccess) {
+        start_op(window, call, window->op_of[call - window->calls]);
+        return;
+    }
+    if (call->status == pcclSuccess) {
+        window->info.local_world_size = (uint32_t)call->value;
+    } else if (window->result == pcclSuccess) {
+        window->result = comm_result(call);
+    }
+    window->idle[window->idle_count++] = call;
+}
+
+static void run_window(struct window *window) {
+    for (;;) {
+        while (window->result == pcclSuccess && window->next < window->count && window->idle_count > 0) {
+            start_op(window, window->idle[--window->idle_count], window->next++);
+        }
+        if (window->running_count == 0) {
+            return;
+        }
+        end_op(window, comm_wait_any(window->comm, window->running, window->running_count));
+    }
+}
+
+static bool allot_window(struct window *window) {
+    size_t limit = (size_t)window->limit;
+    window->calls = calloc(limit, sizeof *window->calls);
+    window->running = calloc(limit, sizeof *window->running);
+    window->idle = calloc(limit, sizeof *window->idle);
+    window->op_of = calloc(limit, sizeof *window->op_of);
+    if (window->calls == NULL || window->running == NULL || window->idle == NULL || window->op_of == NULL) {
+        return false;
+    }
+    for (int i = 0; i < window->limit; i++) {
+        window->idle[window->idle_count++] = &window->calls[i];
+    }
+    return true;
+}
+
+static void free_window(struct window *window) {
+    free(window->calls);
+    free(window->running);
+    free(window->idle);
+    free(window->op_of);
+}
+
+static pcclResult_t check_multiple(const pcclReduceOpDescriptor_t *descriptors, size_t count,
+                                   int max_in_flight) {
+    if (descriptors == NULL && count > 0) {
+        return public_call_null(MULTIPLE, "descriptors");
+    }
+    if (max_in_flight < 1) {
+        return refuse(MULTIPLE, "max_in_flight must be at least 1");
+    }
+    for (size_t i = 0; i < count; i++) {
+        pcclResult_t result = check_op(MULTIPLE, descriptors[i].sendbuf, descriptors[i].recvbuf,
+                                       &descriptors[i].descriptor, NULL);
+        if (result != pcclSuccess) {
+            return result;
+        }
+    }
+    return pcclSuccess;
+}
+
+static pcclResult_t run_multiple(struct comm *comm, const pcclReduceOpDescriptor_t *descriptors, size_t count,
+                                 int max_in_flight, pcclReduceInfo_t *info_out) {
+    size_t limit = (size_t)max_in_flight < count ? (size_t)max_in_flight : count;
+    limit = limit < MAX_OPS ? limit : MAX_OPS;
+    struct window window = {.comm = comm, .descriptors = descriptors, .count = count, .limit = (int)limit};
+    if (allot_window(&window)) {
+        run_window(&window);
+    } else {
+        last_error_set(MULTIPLE ": out of memory");
+        window.result = pcclOutOfMemory;
+    }
+    free_window(&window);
+    if (info_out != NULL) {
+        *info_out = window.info;
+    }
+    return window.result;
+}
+
+pcclResult_t pcclAllReduceMultipleWithRetry(const pcclReduceOpDescriptor_t *descriptors, size_t count,
+                                            const pcclComm_t *comm, pcclReduceInfo_t *info_out,
+                                            int max_in_flight) {
+    pcclResult_t result = public_call_begin(comm, MULTIPLE);
+    if (result != pcclSuccess) {
+        return result;
+    }
+    result = check_multiple(descriptors, count, max_in_flight);
+    if (result == pcclSuccess && count > 0) {
+        result = run_multiple(comm_of(comm), descriptors, count, max_in_flight, info_out);
+    }
+    comm_leave(comm_of(comm));
+    return result;
+}

@@ -1,0 +1,375 @@
+/* All-reduces of one master and several communicators in one process, through the public calls only; for
+ * the sanitizers, and as a first test of the whole. Prints a line per part; exits with 1 at the first
+ * thing that is wrong. Usage: driver_allreduce [peers] [seed] */
+#define _GNU_SOURCE
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "pccl.h"
+
+enum { MAX_DRIVEN = 8, TAGS = 24 };
+
+static int peers = 3;
+static uint64_t seed = 1;
+static ccoip_socket_address_t master_address;
+static pthread_barrier_t barrier;
+
+#define REQUIRE(condition, ...)                                                                    \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "%s:%d: not so: %s: ", __FILE__, __LINE__, #condition);                \
+            fprintf(stderr, __VA_ARGS__);                                                          \
+            fprintf(stderr, " [last error: %s]\n", pcclGetLastError(NULL));                        \
+            exit(1);                                                                               \
+        }                                                                                          \
+    } while (0)
+
+static void require_success(pcclResult_t result, const char *what) {
+    REQUIRE(result == pcclSuccess, "%s: %s", what, pcclResultString(result));
+}
+
+struct peer_thread {
+    pthread_t thread;
+    int index;
+    pcclComm_t *comm;
+    uint64_t random;
+};
+
+static uint64_t next_random(uint64_t *state) {
+    uint64_t z = (*state += UINT64_C(0x9e3779b97f4a7c15));
+    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
+/* ---- elements: small integers, which all types hold and add exactly ---- */
+
+static size_t size_of(pcclDataType_t type) {
+    static const size_t sizes[] = {1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8};
+    return sizes[type];
+}
+
+static uint16_t half_of(int value) {
+    if (value == 0) {
+        return 0;
+    }
+    int magnitude = abs(value), exponent = 0;
+    while (magnitude >> (exponent + 1) != 0) {
+        exponent++;
+    }
+    unsigned mantissa = ((unsigned)magnitude << (10 - exponent)) & 0x3ffu;
+    return (uint16_t)((value < 0 ? 0x8000u : 0u) | (unsigned)(exponent + 15) << 10 | mantissa);
+}
+
+static uint16_t bfloat_of(int value) {
+    float f = (float)value;
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return (uint16_t)(bits >> 16);
+}
+
+static void put(pcclDataType_t type, void *array, size_t i, int value) {
+    unsigned char *to = (unsigned char *)array + i * size_of(type);
+    int64_t wide = value;
+    double d = value;
+    float f = (float)value;
+    uint16_t half = type == pcclFloat16 ? half_of(value) : bfloat_of(value);
+    switch (type) {
+    case pcclFloat16:
+    case pcclBFloat16:
+        memcpy(to, &half, sizeof half);
+        break;
+    case pcclFloat:
+        memcpy(to, &f, sizeof f);
+        break;
+    case pcclDouble:
+        memcpy(to, &d, sizeof d);
+        break;
+    default:
+        memcpy(to, &wide, size_of(type)); /* little-endian: the low bytes come first */
+        break;
+    }
+}
+
+/* What the peer with this index brings to element i of op `tag`. */
+static int own_value(int index, size_t i, uint64_t tag, pcclRedOp_t op) {
+    int value = (int)((i * 7 + (size_t)index * 5 + tag * 3) % 13);
+    return op == pcclProd ? 1 + value % 2 : value;
+}
+
+static int expected_value(int world, size_t i, uint64_t tag, pcclRedOp_t op) {
+    int result = own_value(0, i, tag, op);
+    for (int index = 1; index < world; index++) {
+        int value = own_value(index, i, tag, op);
+        switch (op) {
+        case pcclSum:
+        case pcclAvg:
+            result += value;
+            break;
+        case pcclProd:
+            result *= value;
+            break;
+        case pcclMax:
+            result = value > result ? value : result;
+            break;
+        case pcclMin:
+            result = value < result ? value : result;
+            break;
+        }
+    }
+    return op == pcclAvg ? result / world : result;
+}
+
+static pcclReduceDescriptor_t describe(size_t count, pcclDataType_t type, pcclRedOp_t op, uint64_t tag) {
+    return (pcclReduceDescriptor_t){.count = count, .op = op, .tag = tag, .src_descriptor.datatype = type};
+}
+
+static void fill(void *array, size_t count, pcclDataType_t type, pcclRedOp_t op, uint64_t tag, int index) {
+    for (size_t i = 0; i < count; i++) {
+        put(type, array, i, own_value(index, i, tag, op));
+    }
+}
+
+static void require_result(const void *result, size_t count, pcclDataType_t type, pcclRedOp_t op, uint64_t tag) {
+    for (size_t i = 0; i < count; i++) {
+        unsigned char expected[8];
+        put(type, expected, 0, expected_value(peers, i, tag, op));
+        const unsigned char *at = (const unsigned char *)result + i * size_of(type);
+        REQUIRE(memcmp(at, expected, size_of(type)) == 0, "type %d op %d tag %" PRIu64 " element %zu of %zu",
+                (int)type, (int)op, tag, i, count);
+    }
+}
+
+/* ---- joining ---- */
+
+static void create(struct peer_thread *peer) {
+    char name[16];
+    snprintf(name, sizeof name, "peer-%d", peer->index);
+    pcclCommCreateParams_t params = {.master_address = master_address, .name = name};
+    require_success(pcclCreateCommunicator(&params, &peer->comm), "create");
+}
+
+static int world_size(const struct peer_thread *peer) {
+    int world;
+    require_success(pcclGetAttribute(peer->comm, PCCL_ATTRIBUTE_PEER_GROUP_WORLD_SIZE, &world), "attribute");
+    return world;
+}
+
+static void join(struct peer_thread *peer, int world) {
+    require_success(pcclConnect(peer->comm), "connect");
+    while (world_size(peer) < world) {
+        usleep(2000);
+        require_success(pcclUpdateTopology(peer->comm), "update topology");
+    }
+}
+
+/* ---- the parts ---- */
+
+static void one_reduce(struct peer_thread *peer, size_t count, pcclDataType_t type, pcclRedOp_t op, bool in_place) {
+    uint64_t tag = count + (uint64_t)type;
+    size_t bytes = count * size_of(type);
+    unsigned char *send = malloc(bytes), *before = malloc(bytes);
+    unsigned char *receive = in_place ? send : malloc(bytes);
+    fill(send, count, type, op, tag, peer->index);
+    memcpy(before, send, bytes);
+    pcclReduceDescriptor_t descriptor = describe(count, type, op, tag);
+    pcclReduceInfo_t info;
+    require_success(pcclAllReduce(send, receive, &descriptor, peer->comm, &info), "all-reduce");
+    require_result(receive, count, type, op, tag);
+    REQUIRE((int)info.local_world_size == peers, "world %u", info.local_world_size);
+    uint64_t payload = 2 * (uint64_t)bytes * (uint64_t)(peers - 1) / (uint64_t)peers;
+    REQUIRE(info.tx_bytes + 64 * (uint64_t)peers >= payload && info.rx_bytes + 64 * (uint64_t)peers >= payload,
+            "tx %" PRIu64 " rx %" PRIu64 " of %" PRIu64, info.tx_bytes, info.rx_bytes, payload);
+    if (!in_place) {
+        REQUIRE(memcmp(send, before, bytes) == 0, "the input was changed");
+        free(receive);
+    }
+    free(before);
+    free(send);
+}
+
+static void part_sizes(struct peer_thread *peer) {
+    static const size_t counts[] = {1, 2, 3, 15, 16, 17, 255, 1000, 4096, 16385, 70001, 300007};
+    for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++) {
+        for (int type = pcclUint8; type <= pcclDouble; type++) {
+            pcclRedOp_t op = (pcclRedOp_t)((c + (size_t)type) % 5);
+            if (op == pcclAvg && type >= pcclFloat16) {
+                op = pcclSum; /* its quotients are no integers */
+            }
+            one_reduce(peer, counts[c], (pcclDataType_t)type, op, (c + (size_t)type) % 2 == 0);
+        }
+    }
+    one_reduce(peer, 3000017, pcclFloat, pcclSum, true);
+    one_reduce(peer, 3000017, pcclFloat, pcclSum, false);
+}
+
+static void shuffle(struct peer_thread *peer, int *order, int count) {
+    for (int i = 0; i < count; i++) {
+        order[i] = i;
+    }
+    for (int i = count - 1; i > 0; i--) {
+        int j = (int)(next_random(&peer->random) % (uint64_t)(i + 1));
+        int former = order[i];
+        order[i] = order[j];
+        order[j] = former;
+    }
+}
+
+/* Many tags at once, started and awaited in other orders at each peer, again and again. */
+static void part_tags(struct peer_thread *peer) {
+    size_t counts[TAGS];
+    float *arrays[TAGS];
+    pcclAsyncReduceOp_t handles[TAGS];
+    int order[TAGS];
+    for (int i = 0; i < TAGS; i++) {
+        counts[i] = (size_t)1 << (i % 19);
+        arrays[i] = malloc(counts[i] * sizeof(float));
+    }
+    for (int round = 0; round < 6; round++) {
+        shuffle(peer, order, TAGS);
+        for (int k = 0; k < TAGS; k++) {
+            int i = order[k];
+            fill(arrays[i], counts[i], pcclFloat, pcclSum, (uint64_t)i, peer->index);
+            pcclReduceDescriptor_t descriptor = describe(counts[i], pcclFloat, pcclSum, (uint64_t)i);
+            require_success(pcclAllReduceAsync(arrays[i], arrays[i], &descriptor, peer->comm, &handles[i]),
+                            "start");
+        }
+        shuffle(peer, order, TAGS);
+        for (int k = 0; k < TAGS; k++) {
+            int i = order[k];
+            require_success(pcclAwaitAsyncReduce(&handles[i], NULL), "await");
+            require_result(arrays[i], counts[i], pcclFloat, pcclSum, (uint64_t)i);
+            REQUIRE(pcclAwaitAsyncReduce(&handles[i], NULL) == pcclInvalidArgument, "awaited twice");
+        }
+    }
+    for (int i = 0; i < TAGS; i++) {
+        free(arrays[i]);
+    }
+}
+
+static void part_multiple(struct peer_thread *peer) {
+    enum { OPS = 40, COUNT = 5003 };
+    pcclReduceOpDescriptor_t ops[OPS];
+    for (int i = 0; i < OPS; i++) {
+        int32_t *array = malloc(COUNT * sizeof(int32_t));
+        fill(array, COUNT, pcclInt32, pcclMax, (uint64_t)i, peer->index);
+        ops[i] = (pcclReduceOpDescriptor_t){
+            .sendbuf = array, .recvbuf = array, .descriptor = describe(COUNT, pcclInt32, pcclMax, (uint64_t)i)};
+    }
+    pcclReduceInfo_t info;
+    require_success(pcclAllReduceMultipleWithRetry(ops, OPS, peer->comm, &info, 5), "multiple");
+    for (int i = 0; i < OPS; i++) {
+        require_result(ops[i].recvbuf, COUNT, pcclInt32, pcclMax, (uint64_t)i);
+        free(ops[i].recvbuf);
+    }
+}
+
+/* One peer calls something else: all fail with the same result, inputs stay, and the next op works. */
+static void part_mismatch(struct peer_thread *peer) {
+    enum { COUNT = 100000 };
+    int32_t *array = malloc((COUNT + 1) * sizeof(int32_t));
+    fill(array, COUNT + 1, pcclInt32, pcclSum, 5, peer->index);
+    for (int odd_one = 0; odd_one < peers; odd_one++) {
+        size_t count = peer->index == odd_one ? COUNT + 1 : COUNT;
+        pcclReduceDescriptor_t descriptor = describe(count, pcclInt32, pcclSum, 77);
+        pcclResult_t result = pcclAllReduce(array, array, &descriptor, peer->comm, NULL);
+        REQUIRE(result == pcclMismatch, "%s", pcclResultString(result));
+        for (size_t i = 0; i <= COUNT; i++) {
+            REQUIRE(array[i] == own_value(peer->index, i, 5, pcclSum), "the input was changed at %zu", i);
+        }
+        one_reduce(peer, 1000, pcclFloat, pcclSum, true);
+    }
+    free(array);
+}
+
+/* The last peer goes in the middle. Each brings one bit, so that a sum tells who took part. */
+static void part_loss(struct peer_thread *peer) {
+    enum { COUNT = 2000000, ROUNDS = 12 };
+    uint32_t *array = malloc(COUNT * sizeof(uint32_t));
+    bool goes = peer->index == peers - 1;
+    for (int round = 0; round < ROUNDS; round++) {
+        pcclReduceDescriptor_t descriptor = describe(COUNT, pcclUint32, pcclSum, (uint64_t)(round % 2));
+        pcclReduceInfo_t info;
+        pcclResult_t result;
+        if (goes && round == ROUNDS / 2) {
+            pcclAsyncReduceOp_t handle;
+            require_success(pcclAllReduceAsync(array, array, &descriptor, peer->comm, &handle), "start");
+            usleep((useconds_t)(next_random(&peer->random) % 3000));
+            break;
+        }
+        do {
+            for (size_t i = 0; i < COUNT; i++) {
+                array[i] = 1u << peer->index;
+            }
+            result = pcclAllReduce(array, array, &descriptor, peer->comm, &info);
+        } while (result == pcclRankConnectionLost);
+        if (result == pcclTooFewPeers && peers == 2) {
+            break;
+        }
+        require_success(result, "all-reduce");
+        for (size_t i = 0; i < COUNT; i++) {
+            REQUIRE(array[i] == array[0], "element %zu differs", i);
+        }
+        REQUIRE(__builtin_popcount(array[0]) == (int)info.local_world_size, "bits %x, world %u", array[0],
+                info.local_world_size);
+    }
+    if (goes) {
+        require_success(pcclDestroyCommunicator(peer->comm), "destroy");
+        peer->comm = NULL;
+    }
+    free(array);
+}
+
+static void run_part(struct peer_thread *peer, const char *name, void (*part)(struct peer_thread *)) {
+    pthread_barrier_wait(&barrier);
+    part(peer);
+    if (pthread_barrier_wait(&barrier) == PTHREAD_BARRIER_SERIAL_THREAD) {
+        printf("%s: good\n", name);
+        fflush(stdout);
+    }
+}
+
+static void *run_peer(void *argument) {
+    struct peer_thread *peer = argument;
+    create(peer);
+    REQUIRE(pcclUpdateTopology(peer->comm) == pcclInvalidUsage, "before connect");
+    join(peer, peers);
+    run_part(peer, "sizes and types", part_sizes);
+    run_part(peer, "many tags", part_tags);
+    run_part(peer, "multiple with retry", part_multiple);
+    run_part(peer, "mismatch", part_mismatch);
+    run_part(peer, "loss of a peer", part_loss);
+    if (peer->comm != NULL) {
+        require_success(pcclDestroyCommunicator(peer->comm), "destroy");
+    }
+    return NULL;
+}
+
+int main(int argc, char **argv) {
+    peers = argc > 1 ? atoi(argv[1]) : peers;
+    seed = argc > 2 ? strtoull(argv[2], NULL, 10) : seed;
+    REQUIRE(peers >= 2 && peers <= MAX_DRIVEN, "2 to %d peers", MAX_DRIVEN);
+    require_success(pcclInit(), "init");
+    ccoip_socket_address_t listen = {.inet = {.protocol = inetIPv4, .ipv4.data = {127, 0, 0, 1}}};
+    pcclMasterInstance_t *master;
+    require_success(pcclCreateMaster(listen, &master), "create master");
+    require_success(pcclRunMaster(master), "run master");
+    require_success(pcclMasterGetAddress(master, &master_address), "address");
+    pthread_barrier_init(&barrier, NULL, (unsigned)peers);
+    struct peer_thread threads[MAX_DRIVEN];
+    for (int i = 0; i < peers; i++) {
+        threads[i] = (struct peer_thread){.index = i, .random = seed * 1000 + (uint64_t)i};
+        REQUIRE(pthread_create(&threads[i].thread, NULL, run_peer, &threads[i]) == 0, "thread");
+    }
+    for (int i = 0; i < peers; i++) {
+        pthread_join(threads[i].thread, NULL);
+    }
+    pthread_barrier_destroy(&barrier);
+    require_success(pcclDestroyMaster(master), "destroy master");
+    printf("%d peers, seed %" PRIu64 ": all good\n", peers, seed);
+    return 0;
+}
