@@ -13,6 +13,8 @@
 enum { LINK_LOSSES_TO_GIVE_UP = 3 };
 /* A member reports within one timeout what it can't link; after this many it is itself at fault. */
 enum { TIMEOUTS_TO_GET_READY = 4 };
+/* To find out that a pair still can't be linked takes about two timeouts: long enough for many pairs. */
+enum { TIMEOUTS_TO_FORGIVE = 20 };
 
 static struct ending ending_make(enum fate fate, uint16_t status, const char *format, va_list arguments) {
     struct ending ending = {.fate = fate, .status = status};
@@ -88,11 +90,46 @@ void master_epoch_remove(struct master *master, int slot) {
     }
 }
 
+static void mark_bad(struct master *master, int a, int b) {
+    slot_set_add(&master->bad[a], b);
+    slot_set_add(&master->bad[b], a);
+}
+
+/* Before anybody is left out, pairs that failed long ago get another chance: what was wrong between them
+ * may be over. The pair that failed last gets none, and the whole group one in a while only. */
+static void forgive_pairs(struct master *master, struct group *group) {
+    uint64_t longest_ns = 0;
+    for (int i = 0; i < group->size; i++) {
+        const struct slot *peer = &master->slots[group->ring[i]];
+        longest_ns = peer->timeout_ns > longest_ns ? peer->timeout_ns : longest_ns;
+    }
+    if (group->forgiven_ns != 0 && master->now_ns - group->forgiven_ns < TIMEOUTS_TO_FORGIVE * longest_ns) {
+        return;
+    }
+    group->forgiven_ns = master->now_ns;
+    int a = master_find_id(master, &group->last_failed[0]), b = master_find_id(master, &group->last_failed[1]);
+    bool fresh = a != NO_SLOT && b != NO_SLOT && group->last_failed_ns == master->now_ns;
+    for (int i = 0; i < group->size; i++) {
+        for (int k = 0; k < group->size; k++) {
+            slot_set_remove(&master->bad[group->ring[i]], group->ring[k]);
+            slot_set_remove(&master->flipped[group->ring[i]], group->ring[k]);
+        }
+    }
+    if (fresh) {
+        mark_bad(master, a, b);
+    }
+    master_log(master, "pairs of group %" PRIu32 " that could not be linked before may try again",
+               group->number);
+}
+
 /* Orders the ring and gives each of its links the key that it had, or a new one. */
 static void plan_ring(struct master *master, int index, const char *why) {
     struct group *group = &master->groups[index];
     struct group *before = &master->scratch;
     *before = *group;
+    if (!master_ring_order(master, group->ring, group->size)) {
+        forgive_pairs(master, group);
+    }
     while (!master_ring_order(master, group->ring, group->size)) {
         int slot = master_ring_outcast(master, group->ring, group->size);
         CHECK(slot != NO_SLOT);
@@ -284,9 +321,12 @@ static void drop_key(struct group *group, int a, int b) {
     }
 }
 
-static void mark_bad(struct master *master, int a, int b) {
-    slot_set_add(&master->bad[a], b);
-    slot_set_add(&master->bad[b], a);
+/* No link can be made between these two, as far as anybody can see now. */
+static void give_pair_up(struct master *master, struct group *group, int a, int b) {
+    mark_bad(master, a, b);
+    group->last_failed[0] = master->slots[a].id;
+    group->last_failed[1] = master->slots[b].id;
+    group->last_failed_ns = master->now_ns;
 }
 
 void master_epoch_unreachable(struct master *master, int slot, const struct message_unreachable *report) {
@@ -295,7 +335,7 @@ void master_epoch_unreachable(struct master *master, int slot, const struct mess
         return;
     }
     if (slot_set_has(&master->flipped[slot], other)) {
-        mark_bad(master, slot, other); /* neither end can open it */
+        give_pair_up(master, &master->groups[master->slots[slot].group], slot, other); /* neither can open it */
     } else {
         slot_set_add(&master->flipped[slot], other);
         slot_set_add(&master->flipped[other], slot);
@@ -319,7 +359,7 @@ static void count_loss(struct master *master, struct group *group, int a, int b)
     group->last_lost[1] = *y;
     group->last_lost_ns = master->now_ns;
     if (group->lost_streak >= LINK_LOSSES_TO_GIVE_UP) {
-        mark_bad(master, a, b);
+        give_pair_up(master, group, a, b);
     }
 }
 

@@ -36,6 +36,7 @@ static int find_or_make_group(struct master *master, uint32_t number) {
     group->size = 0;
     group->vote_announced = false;
     group->lost_streak = 0;
+    group->last_failed_ns = group->forgiven_ns = 0;
     group->failed_count = 0;
     group->first_op = NO_MASTER_OP;
     return free;

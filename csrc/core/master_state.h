@@ -42,6 +42,8 @@ struct group {
     struct id last_lost[2];     /* the link lost last, and how often in a row */
     uint32_t lost_streak;
     uint64_t last_lost_ns;
+    struct id last_failed[2];   /* the pair given up last */
+    uint64_t last_failed_ns, forgiven_ns;
     uint16_t failed_count; /* tags aborted since the last committed epoch */
     uint64_t failed_tags[MAX_FAILED_TAGS];
     int16_t first_op; /* list of open ops */

@@ -74,6 +74,17 @@ static void count_early_votes(struct master *master) {
     }
 }
 
+/* Newcomers vote with the others from the moment they are let in, and so the others wait for them: also
+ * when nobody was left to vote them in, and the epochs of several groups are formed one by one. */
+static bool is_anybody_joining(const struct master *master) {
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        if (master->slots[slot].state == SLOT_JOINING) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void mismatched_votes(struct master *master, int slot, uint8_t kind) {
     char reason[MAX_REASON_BYTES + 1], first[LABEL_BYTES], second[LABEL_BYTES];
     snprintf(reason, sizeof reason, "joint calls differ: peer %s called %s, peer %s called %s",
@@ -94,7 +105,7 @@ void master_vote(struct master *master, int slot, const struct message_vote *vot
                     "this master does not know shared state: install the same version of pccl on both");
         return;
     }
-    if (master->admitting) {
+    if (master->admitting || is_anybody_joining(master)) {
         master->slots[slot].early_vote = vote->kind;
         return;
     }
@@ -132,7 +143,9 @@ static void complete(struct master *master) {
 
 void master_vote_settle(struct master *master) {
     if (!master->vote.open) {
-        count_early_votes(master);
+        if (!is_anybody_joining(master)) {
+            count_early_votes(master);
+        }
         return;
     }
     if (!master->admitting && rendezvous_complete(&master->vote, &master->members)) {

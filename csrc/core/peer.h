@@ -43,7 +43,8 @@ enum peer_event_kind {
     PEER_EVENT_LINK_UP,
     PEER_EVENT_LINK_DOWN, /* `reason` */
     /* Ops, by `op`. */
-    PEER_EVENT_OP_WHOLE,    /* its result is complete here */
+    PEER_EVENT_OP_WHOLE,    /* its result is complete here, and the next rank's GRANT has come: once the op has
+                               ended, a late one could not be told from that of the next op under its tag */
     PEER_EVENT_OP_MISMATCH, /* the member with id `other` calls `descriptor` under this op's tag */
     PEER_EVENT_OP_REFUSED,  /* it can't go on here (`status`, `reason`): fails for all */
     PEER_EVENT_TICK,

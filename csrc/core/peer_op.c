@@ -78,8 +78,10 @@ static bool is_moving(const struct peer_op *op) {
     return op->state == OP_RUNNING || op->state == OP_WHOLE;
 }
 
+/* Between epochs an op can't time out: it has to fail for all, and there is nobody to tell. It does as
+ * soon as the next epoch begins, and that takes a few timeouts at most. */
 static uint64_t op_deadline(const struct peer_op *op) {
-    uint64_t deadline = op->deadline_ns != 0 ? op->deadline_ns : UINT64_MAX;
+    uint64_t deadline = op->deadline_ns != 0 && is_moving(op) ? op->deadline_ns : UINT64_MAX;
     if (op->state == OP_RUNNING && op->next_report_ns < deadline) {
         deadline = op->next_report_ns;
     }
@@ -149,15 +151,17 @@ static void start(struct peer *peer, int index) {
     emit(peer, PEER_OP_START, index);
 }
 
-/* Takes the mark of `tag` away and returns whether there was one. */
-static bool take_mark(struct peer *peer, uint64_t tag) {
+/* Takes the oldest mark of `tag` away and returns what its call fails with, or pcclSuccess. */
+static uint16_t take_mark(struct peer *peer, uint64_t tag) {
     for (uint16_t i = 0; i < peer->marked_count; i++) {
-        if (peer->marked_tags[i] == tag) {
-            peer->marked_tags[i] = peer->marked_tags[--peer->marked_count];
-            return true;
+        if (peer->marks[i].tag == tag) {
+            uint16_t status = peer->marks[i].status;
+            size_t behind = (size_t)(--peer->marked_count - i);
+            memmove(&peer->marks[i], &peer->marks[i + 1], behind * sizeof peer->marks[0]);
+            return status;
         }
     }
-    return false;
+    return pcclSuccess;
 }
 
 /* What an op aborted with the last epoch fails with: the guilty one with its own sentence. */
@@ -167,8 +171,16 @@ static void verdict(const struct peer *peer, uint64_t tag, uint16_t *status, con
     *text = guilty ? peer->guilty_reason : peer->lost_reason;
 }
 
+/* The sentence of a mark: the guilty op's own if no other abort has come since. */
+static const char *mark_text(const struct peer *peer, uint64_t tag, uint16_t status) {
+    uint16_t newest;
+    const char *text;
+    verdict(peer, tag, &newest, &text);
+    return status == newest ? text : "the collective was aborted at the others before this peer called it";
+}
+
 static bool refuse_call(struct peer *peer, const struct peer_event *event) {
-    uint16_t status = pcclInvalidUsage;
+    uint16_t status = pcclInvalidUsage, marked;
     const char *text;
     if (peer_join_hinders(peer, &status, &text)) {
         /* said all */
@@ -178,8 +190,9 @@ static bool refuse_call(struct peer *peer, const struct peer_event *event) {
         text = "another thread waits in a joint call of this communicator: let it end first";
     } else if (peer->op_count == MAX_OPS) {
         text = "1024 collectives are in flight on this communicator: await some first";
-    } else if (take_mark(peer, event->tag)) {
-        verdict(peer, event->tag, &status, &text);
+    } else if ((marked = take_mark(peer, event->tag)) != pcclSuccess) {
+        status = marked;
+        text = mark_text(peer, event->tag, marked);
     } else {
         return false;
     }
@@ -349,16 +362,15 @@ static void apply_failed_tags(struct peer *peer, const struct message_commit_epo
         if (is_failed_here(peer, tag)) {
             continue;
         }
+        uint16_t status;
+        const char *text;
+        verdict(peer, tag, &status, &text);
         int index = find_tag(peer, tag);
         if (index != NO_OP && peer->ops[index].state == OP_QUEUED) {
-            uint16_t status;
-            const char *text;
-            verdict(peer, tag, &status, &text);
             fail(peer, index, status, text);
-        } else if (index == NO_OP && !take_mark(peer, tag) && peer->marked_count == MAX_FAILED_TAGS) {
-            continue;
-        } else if (index == NO_OP) {
-            peer->marked_tags[peer->marked_count++] = tag;
+        } else if (index == NO_OP && peer->marked_count < MAX_FAILED_TAGS) {
+            /* One mark for each time: the others may have called, failed and called again. */
+            peer->marks[peer->marked_count++] = (struct peer_mark){.tag = tag, .status = status};
         }
     }
 }
@@ -411,15 +423,10 @@ void peer_op_check_conflict(struct peer *peer) {
 
 static void op_tick(struct peer *peer, int index) {
     struct peer_op *op = &peer->ops[index];
-    if (op->deadline_ns != 0 && peer->now_ns >= op->deadline_ns) {
-        static const char text[] = "it took longer than the timeout set for this call";
+    if (op->deadline_ns != 0 && is_moving(op) && peer->now_ns >= op->deadline_ns) {
         op->deadline_ns = 0;
-        if (!is_moving(op)) {
-            fail(peer, index, pcclTimeout, text);
-            return;
-        }
         if (!op->accused) {
-            give_up(peer, op, pcclTimeout, text);
+            give_up(peer, op, pcclTimeout, "it took longer than the timeout set for this call");
         }
     }
     if (op->state == OP_RUNNING && peer->now_ns >= op->next_report_ns) {

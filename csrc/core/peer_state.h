@@ -43,6 +43,11 @@ struct peer_link {
     bool up;
 };
 
+struct peer_mark {
+    uint64_t tag;
+    uint16_t status;
+};
+
 struct peer {
     struct peer_options options;
     peer_perform perform;
@@ -76,7 +81,7 @@ struct peer {
     uint64_t failed_tags[MAX_FAILED_TAGS];
     uint16_t failed_count;
     /* Aborted elsewhere before this peer had called them: its next call fails likewise. */
-    uint64_t marked_tags[MAX_FAILED_TAGS];
+    struct peer_mark marks[MAX_FAILED_TAGS];
     uint16_t marked_count;
     bool has_guilty_tag;
     uint64_t guilty_tag;

@@ -128,10 +128,16 @@ void check_vote_result(struct world *world, const struct conn *conn,
     if (to->control != conn || result->kind != VOTE_UPDATE_TOPOLOGY || result->status != pcclSuccess || world->scripted) {
         return;
     }
-    to->user.admitted_round = round_of_voters(world, to);
-    if (!world->wrong_users && to->user.admitted_round != to->user.round && to->connected) {
+    if (world->wrong_users) {
+        to->user.admitted_round = round_of_voters(world, to);
+        return;
+    }
+    if (world->vote_event != world->events) {
+        world->vote_event = world->events;
+        world->vote_round = to->user.round;
+    } else if (world->vote_round != to->user.round) {
         violate(world, 2, "update_topology joins round %" PRIu64 " of %s with round %" PRIu64,
-                to->user.round, to->name, to->user.admitted_round);
+                to->user.round, to->name, world->vote_round);
     }
 }
 
@@ -359,7 +365,7 @@ void check_call_over(struct process *process, struct call *call) {
         }
     }
     check_same_outcome(process, call);
-    if (!world->fault_ever && !world->scripted && !allowed_without_faults(process, call)) {
+    if (world->faultless && !world->scripted && !allowed_without_faults(process, call)) {
         violate(world, 6, "%s: a call ends with %s though nothing is wrong", process->name,
                 status_name(call->status));
     }

@@ -267,8 +267,13 @@ static void tell_mismatch(struct process *process, uint32_t index, const struct 
     post(process->world, 0, EVENT_PEER, process, posted, 0);
 }
 
-static void tell_whole(struct process *process, uint32_t index) {
+/* Whole, and granted: a grant that came after the op's end would look like one of the next op under the
+ * same tag. It was on its way before the next rank could finish, so this waits for nothing new. */
+static void tell_if_whole(struct process *process, uint32_t index) {
     struct sim_op *op = &process->ops[index];
+    if (op->whole || !op->granted || !ring_transfer_whole(&op->transfer)) {
+        return;
+    }
     op->whole = true;
     struct posted_event *posted = arena_take(sizeof *posted);
     posted->event = (struct peer_event){.kind = PEER_EVENT_OP_WHOLE, .op = index};
@@ -306,9 +311,7 @@ static void take_chunk(struct process *process, uint32_t index, const struct lin
     }
     ring_transfer_received(&op->transfer, frame->step, frame->chunk);
     pump(process, op);
-    if (ring_transfer_whole(&op->transfer) && !op->whole) {
-        tell_whole(process, index);
-    }
+    tell_if_whole(process, index);
 }
 
 static void hold(struct process *process, struct link_end *link, const struct sim_frame *frame) {
@@ -338,6 +341,7 @@ static void take_grant(struct process *process, uint32_t index, const struct lin
     op->granted = true;
     op->got_grant = frame->grant;
     pump(process, op);
+    tell_if_whole(process, index);
 }
 
 /* False if the frame must wait. */
@@ -433,9 +437,6 @@ void op_start(struct process *process, const struct peer_action *action) {
     ring_transfer_init(&op->transfer, &plan, arena_take(ring_transfer_bytes(&plan)));
     send_grant(process, op);
     pump(process, op);
-    if (ring_transfer_whole(&op->transfer)) {
-        tell_whole(process, action->op);
-    }
 }
 
 static struct sim_op *find_op(struct process *process, const struct peer_action *action) {

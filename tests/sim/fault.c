@@ -4,9 +4,14 @@
 
 #include "tests/sim/sim.h"
 
-/* How long after a fault a peer that it touched may still be put out because of it. */
+/* How long after a fault a peer that it touched may still be put out because of it; for edges, the time
+ * after which the master gives a pair that has failed another chance, and what it takes to find out. */
 static uint64_t grace(const struct world *world) {
     return 8 * world->timeout_ns;
+}
+
+static uint64_t edge_grace(const struct world *world) {
+    return 26 * world->timeout_ns;
 }
 
 static void raise_to(uint64_t *value, uint64_t to) {
@@ -117,7 +122,8 @@ static struct process *process_at(struct world *world, int host) {
 
 static void block(struct world *world, int from, int to, int by) {
     world->blocked[from][to] += by;
-    uint64_t until = by > 0 ? NEVER : world->now + grace(world);
+    uint64_t until = by > 0 ? NEVER
+                     : from == 0 || to == 0 ? world->now + grace(world) : world->now + edge_grace(world);
     if (by < 0) { /* a suspicion for ever ends now, unless another fault still holds */
         world->edge_suspect_until[from][to] = world->edge_suspect_until[to][from] = until;
         if (from == 0 || to == 0) {
@@ -169,7 +175,7 @@ static void reset(struct world *world, const struct fault *fault) {
             if (conn->control) {
                 suspect_host(world, fault->a, world->now + grace(world));
             } else {
-                suspect_edge(world, from, to, world->now + grace(world));
+                suspect_edge(world, from, to, world->now + edge_grace(world));
             }
             return; /* one connection: of a link, one stream */
         }
@@ -290,7 +296,7 @@ void fault_fire(struct world *world, struct fault *fault) {
 }
 
 void fault_end(struct world *world, struct fault *fault) {
-    if (fault->ended) {
+    if (!fault->fired || fault->ended) {
         return;
     }
     fault->ended = true;

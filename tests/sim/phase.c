@@ -30,6 +30,15 @@ static bool is_user(const struct process *process) {
     return process->alive && !process->is_master && process->user.stage != STAGE_DONE;
 }
 
+static uint64_t round_reached(const struct world *world) {
+    uint64_t highest = 0;
+    for (int i = 0; i < world->process_count; i++) {
+        const struct user *user = &world->processes[i]->user;
+        highest = user->round > highest ? user->round : highest;
+    }
+    return highest;
+}
+
 static void active(struct world *world) {
     uint64_t rounds = 0;
     for (int i = 0; i < world->process_count; i++) {
@@ -41,25 +50,32 @@ static void active(struct world *world) {
         trace(world, "CALM: no more faults");
         world->phase = PHASE_CALM;
         faults_stop(world);
+        world->calm_round = round_reached(world) + 2;
         world->phase_deadline = world->now + 80 * world->timeout_ns;
     }
 }
 
 static void calm(struct world *world) {
-    bool all_in = true, all_rest = true;
-    uint64_t highest = 0;
+    bool all_in = true, all_rest = true, members_rest = true;
     for (int i = 0; i < world->process_count; i++) {
         const struct process *process = world->processes[i];
         if (!is_user(process)) {
             continue;
         }
-        all_in &= process->connected && process->user.stage != STAGE_CONNECT;
+        bool in = process->connected && process->user.stage != STAGE_CONNECT;
+        all_in &= in;
+        members_rest &= !in || process->user.stage == STAGE_IDLE;
         all_rest &= process->user.stage == STAGE_IDLE;
-        highest = process->user.round > highest ? process->user.round : highest;
     }
     if (all_in && world->end_round == NEVER) {
-        world->end_round = highest + 2;
-        trace(world, "all are in: they rest after round %" PRIu64, highest + 1);
+        world->end_round = round_reached(world) + 2;
+        trace(world, "all are in: they rest after round %" PRIu64, world->end_round - 1);
+    }
+    if (!all_in && members_rest) {
+        world->end_round = NEVER;
+        for (int i = 0; i < world->process_count; i++) {
+            user_go_on(world->processes[i]);
+        }
     }
     if (all_rest) {
         world->phase = PHASE_QUIET;

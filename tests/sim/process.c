@@ -10,7 +10,7 @@
 
 uint64_t local_time(struct process *process) {
     int64_t now = (int64_t)process->world->now;
-    return (uint64_t)(process->offset_ns + now + now / 1000000 * process->skew_ppm);
+    return (uint64_t)(process->offset_ns + now + now * process->skew_ppm / 1000000);
 }
 
 /* The true time at which the local clock has reached `local`. */

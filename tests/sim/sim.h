@@ -412,6 +412,8 @@ struct world {
     uint64_t message_seen[MESSAGE_TYPE_END];
     enum phase phase;
     uint64_t phase_deadline, end_round, last_progress;
+    uint64_t calm_round; /* from here on users skip no update_topology, so that all get in */
+    uint64_t vote_event, vote_round; /* when update_topology ended last, and in which round */
     bool fault_ever;
     uint64_t committed, failed, evictions;
     struct message scratch; /* what a machine is handed */
@@ -493,6 +495,7 @@ void user_init(struct process *process);
 void user_wake(struct process *process, uint64_t delay);
 void user_step(struct process *process);
 void user_complete(struct process *process, struct call *call);
+void user_go_on(struct process *process);
 void user_close(struct process *process, bool reconnects);
 struct call *user_call(struct process *process, enum call_kind kind);
 void user_issue(struct process *process, struct call *call, uint64_t bound_ns);

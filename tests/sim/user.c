@@ -263,6 +263,13 @@ static void end_round(struct process *process) {
     enter(process, STAGE_BEGIN);
 }
 
+/* Somebody is not in yet: those who rest must let it in. */
+void user_go_on(struct process *process) {
+    if (process->user.stage == STAGE_IDLE) {
+        enter(process, STAGE_BEGIN);
+    }
+}
+
 void user_step(struct process *process) {
     struct user *user = &process->user;
     user->awake_scheduled = false;
@@ -276,8 +283,8 @@ void user_step(struct process *process) {
     case STAGE_BEGIN:
         plan_round(process, user->round, &user->plan);
         user->attempts[0] = user->mismatches;
-        if (process->world->phase != PHASE_ACTIVE) {
-            user->plan.skip_if_none = false; /* all who want to must get in before the end */
+        if (user->round >= process->world->calm_round) {
+            user->plan.skip_if_none = false;
         }
         if (user->plan.pending) {
             vote(process, VOTE_PEERS_PENDING, false, false);
@@ -335,6 +342,9 @@ static void vote_over(struct process *process, struct call *call) {
         }
         if (!call->wrong) {
             user->attempts[0]++;
+        }
+        if (process->world->wrong_users && call->status == pcclMismatch) {
+            user->stage = STAGE_TOPOLOGY; /* where all who lost step meet again */
         }
         think(process);
         return;

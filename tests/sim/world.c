@@ -187,8 +187,10 @@ static void handle(struct world *world, const struct event *event) {
         fault_end(world, event->pointer);
         break;
     case EVENT_RESTART:
-        if (event->number == 0) {
+        if (event->number == 0 && world->at_host[0] < 0) {
             master_start(world);
+        } else if (event->number == 0 || world->at_host[event->number] >= 0) {
+            break;
         } else if (world->phase == PHASE_ACTIVE || world->scripted) {
             process_start(world, (int)event->number, UINT32_MAX);
         }
@@ -290,7 +292,7 @@ static void start_all(struct world *world) {
         process_start(world, host, UINT32_MAX);
     }
     post(world, world->timeout_ns / 4, EVENT_PHASE, NULL, NULL, 0);
-    world->end_round = NEVER;
+    world->end_round = world->calm_round = world->vote_event = NEVER;
     world->last_progress = 0;
 }
 
