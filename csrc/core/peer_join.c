@@ -63,7 +63,8 @@ void peer_join_connect(struct peer *peer, const struct peer_event *event) {
     memset(&peer->id, 0, sizeof peer->id);
     memset(&peer->run, 0, sizeof peer->run);
     peer->open_vote = VOTE_NONE;
-    peer_op_clear_marks(peer);
+    peer_op_forget_marks(peer, peer->marked_count);
+    peer->has_guilty_tag = false;
     peer->failed_count = 0;
     enter(peer, PEER_CONNECTING);
     peer->control_open = true;

@@ -394,9 +394,9 @@ void peer_op_fail_all(struct peer *peer, uint16_t status, const char *text) {
     }
 }
 
-void peer_op_clear_marks(struct peer *peer) {
-    peer->marked_count = 0;
-    peer->has_guilty_tag = false;
+void peer_op_forget_marks(struct peer *peer, uint16_t count) {
+    peer->marked_count = (uint16_t)(peer->marked_count - count);
+    memmove(peer->marks, peer->marks + count, peer->marked_count * sizeof peer->marks[0]);
 }
 
 void peer_op_check_conflict(struct peer *peer) {

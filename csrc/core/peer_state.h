@@ -82,7 +82,7 @@ struct peer {
     uint16_t failed_count;
     /* Aborted elsewhere before this peer had called them: its next call fails likewise. */
     struct peer_mark marks[MAX_FAILED_TAGS];
-    uint16_t marked_count;
+    uint16_t marked_count, marks_before_vote;
     bool has_guilty_tag;
     uint64_t guilty_tag;
     uint16_t guilty_status;
@@ -140,7 +140,9 @@ void peer_op_epoch_begun(struct peer *peer, const struct message_commit_epoch *c
 void peer_op_fail_all(struct peer *peer, uint16_t status, const char *text);
 /* Tells the master of ops that can't end because a member waits in the open joint call. */
 void peer_op_check_conflict(struct peer *peer);
-void peer_op_clear_marks(struct peer *peer);
+/* Takes the oldest `count` marks away. Whoever votes for update_topology has called all that it was going
+ * to call before; what newcomers do from then on is not forgotten. */
+void peer_op_forget_marks(struct peer *peer, uint16_t count);
 void peer_op_tick(struct peer *peer);
 uint64_t peer_op_deadline(const struct peer *peer);
 

@@ -24,6 +24,7 @@ void peer_vote_call(struct peer *peer, const struct peer_event *event) {
     } else {
         peer->vote_call = event->call;
         peer->vote_kind = event->vote;
+        peer->marks_before_vote = peer->marked_count;
         struct message message = {.type = MESSAGE_VOTE};
         message.as.vote = (struct message_vote){.kind = event->vote};
         peer_send(peer, &message);
@@ -52,7 +53,7 @@ void peer_vote_result(struct peer *peer, const struct message_vote_result *resul
         return;
     }
     if (result->kind == VOTE_UPDATE_TOPOLOGY && result->status == pcclSuccess) {
-        peer_op_clear_marks(peer);
+        peer_op_forget_marks(peer, peer->marks_before_vote);
     }
     uint64_t call = peer->vote_call;
     peer->vote_call = 0;

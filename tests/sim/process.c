@@ -312,10 +312,12 @@ static void master_send(struct process *master, struct conn *conn, const struct 
     }
     if (message->type == MESSAGE_WELCOME) {
         conn->id = message->as.welcome.peer;
-        peer->id = message->as.welcome.peer;
-        peer->has_id = true;
-        peer->master_run = master->run;
-        peer->member = false;
+        if (peer->control == conn) { /* else it has given this connection up, and may have made another */
+            peer->id = conn->id;
+            peer->has_id = true;
+            peer->master_run = master->run;
+            peer->member = false;
+        }
     } else if (message->type == MESSAGE_PROPOSE) {
         check_propose(world, conn, &message->as.propose);
     } else if (message->type == MESSAGE_VOTE_RESULT) {
