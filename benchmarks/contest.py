@@ -1,0 +1,108 @@
+"""One plan on this machine: pccl and its rivals, each a team of processes, take turns."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import rivals
+from .launch import BenchmarkError, Team
+from .measure import Reply, Request
+from .peer import spawn_master, spawn_peers
+from .plan import Case, Plan, Row
+from .summary import Summary, average_over_ranks, ratio, summarize, total_wrong
+
+__all__ = ["OURSELVES", "expect_rivals", "run_contest"]
+
+OURSELVES = "pccl"
+
+# Says who is being measured: (case, contestant, number of the round).
+Progress = Callable[[Case, str, int], None]
+
+
+def expect_rivals(plan: Plan) -> None:
+    """BenchmarkError, before anything starts, when a rival cannot take part; the text says what to do."""
+    for name in plan.rivals:
+        for case in plan.cases():
+            reason = rivals.load(name).missing(plan.world_size, case.datatype, case.redop)
+            if reason is not None:
+                raise BenchmarkError(reason)
+
+
+def run_contest(plan: Plan, timeout_s: float, progress: Progress) -> Iterator[Row]:
+    """Yield a row per case. All processes end when the iteration does."""
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pccl-bench-")))
+        contest = _Contest(plan, directory, timeout_s, stack)
+        for case in plan.cases():
+            yield contest.row(case, progress)
+
+
+class _Contest:
+    def __init__(self, plan: Plan, directory: Path, timeout_s: float, stack: contextlib.ExitStack) -> None:
+        self._plan = plan
+        self._teams: dict[str, Team] = {}
+        self._seed = 0
+        self._encoders: dict[str, Callable[[Request], Any]] = {OURSELVES: dataclasses.asdict}
+
+        def team(name: str, world_size: int) -> Team:
+            (directory / name).mkdir()
+            return stack.enter_context(Team(name, world_size, directory / name, timeout_s))
+
+        master = spawn_master(team("master", 1))
+        self._teams[OURSELVES] = team(OURSELVES, plan.world_size)
+        spawn_peers(self._teams[OURSELVES], master, plan.streams)
+        self._teams[OURSELVES].wait_until_ready()
+        for name in plan.rivals:
+            module = rivals.load(name)
+            self._encoders[name] = module.encode
+            self._teams[name] = team(name, plan.world_size)
+            module.spawn(self._teams[name])
+            self._teams[name].wait_until_ready()
+            module.connect(self._teams[name])
+
+    def row(self, case: Case, progress: Progress) -> Row:
+        out_of_place = self._rounds(case, False, progress)
+        in_place = self._rounds(case, True, progress)
+        return Row(
+            case,
+            self._summaries(case, out_of_place),
+            self._summaries(case, in_place),
+            _ratios(out_of_place),
+            _ratios(in_place),
+        )
+
+    def _rounds(self, case: Case, in_place: bool, progress: Progress) -> dict[str, list[list[Reply]]]:
+        """The replies of all ranks in each round, by contestant. Who is compared is measured in turns, so
+        that what else the machine does meanwhile hits all alike."""
+        replies: dict[str, list[list[Reply]]] = {name: [] for name in self._teams}
+        for round_number in range(self._plan.rounds):
+            for name, team in self._teams.items():
+                progress(case, name, round_number)
+                self._seed += self._plan.checks
+                request = self._plan.request(case, in_place, self._seed)
+                replies[name].append(
+                    [Reply(**answer) for answer in team.ask_all(self._encoders[name](request))]
+                )
+        return replies
+
+    def _summaries(self, case: Case, replies: Mapping[str, list[list[Reply]]]) -> dict[str, Summary]:
+        return {
+            name: summarize(
+                [time_ns for batch in batches for time_ns in average_over_ranks(batch)],
+                total_wrong([reply for batch in batches for reply in batch]),
+                case.size_bytes,
+                self._plan.world_size,
+            )
+            for name, batches in replies.items()
+        }
+
+
+def _ratios(replies: Mapping[str, Sequence[Sequence[Reply]]]) -> dict[str, Any]:
+    times = {name: [average_over_ranks(batch) for batch in batches] for name, batches in replies.items()}
+    ours = times.pop(OURSELVES)
+    return {name: ratio(ours, theirs) for name, theirs in times.items()}

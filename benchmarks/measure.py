@@ -1,0 +1,69 @@
+"""The measuring loop, the same for pccl and for every rival that is driven from Python."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+from . import pattern
+from .elements import numpy_dtype
+
+__all__ = ["MakeOp", "Reply", "Request", "measure", "measure_times"]
+
+# make_op(send, recv, redop) gives what runs one all-reduce; recv is send in place.
+MakeOp = Callable[[Any, Any, str], Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One batch: `warmup` untimed and `iterations` timed ops, after `checks` ops that are checked."""
+
+    count: int
+    datatype: str
+    redop: str
+    in_place: bool
+    warmup: int
+    iterations: int
+    checks: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one rank saw. `wrong` counts elements over all checks; None where nothing was checked."""
+
+    times_ns: list[int]
+    wrong: int | None
+
+
+def measure(make_op: MakeOp, request: Request, rank: int, world_size: int) -> Reply:
+    """Run one batch as `rank` of `world_size`."""
+    send = numpy.empty(request.count, dtype=numpy_dtype(request.datatype))
+    recv = send if request.in_place else numpy.empty_like(send)
+    run = make_op(send, recv, request.redop)
+    wrong = 0
+    for seed in range(request.seed, request.seed + request.checks):
+        # What the check before left behind must not pass for a result.
+        recv.view(numpy.uint8)[:] = 0xA5
+        pattern.fill(send, seed, rank, world_size, request.redop)
+        run()
+        wrong += pattern.count_wrong(recv, seed, world_size, request.redop)
+    pattern.fill(send, request.seed, rank, world_size, request.redop)
+    times_ns = measure_times(run, request.warmup, request.iterations)
+    return Reply(times_ns, wrong if request.checks else None)
+
+
+def measure_times(run: Callable[[], object], warmup: int, iterations: int) -> list[int]:
+    """The nanoseconds that each of `iterations` runs took, back to back, after `warmup` runs."""
+    for _ in range(warmup):
+        run()
+    times_ns = []
+    for _ in range(iterations):
+        begin = time.perf_counter_ns()
+        run()
+        times_ns.append(time.perf_counter_ns() - begin)
+    return times_ns

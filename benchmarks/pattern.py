@@ -1,0 +1,71 @@
+"""Operands whose reduction is known exactly: small integers, so that every type holds every partial result.
+
+Each rank's elements repeat with a period that is prime, so that no chunk or segment of a buffer looks like
+another one, and a result that lies in the wrong place counts as wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+
+__all__ = ["PERIOD", "count_wrong", "expected", "fill", "operands"]
+
+PERIOD = 1021
+
+# int8 holds sums up to 127, bfloat16 integers up to 256.
+_LARGEST_SUM = 127
+
+
+def operands(seed: int, world_size: int, redop: str, *, signed: bool) -> numpy.ndarray[Any, Any]:
+    """One period of every rank's operand, as integers: shape (world_size, PERIOD)."""
+    random = numpy.random.default_rng([seed, world_size])
+    shape = (world_size, PERIOD)
+    if redop == "prod":
+        # All ones but one: the product stays small in any world, and tells which elements are missing.
+        values = numpy.ones(shape, dtype=numpy.int64)
+        odd_ones = random.integers(0, world_size, PERIOD)
+        values[odd_ones, numpy.arange(PERIOD)] = random.integers(1, 6, PERIOD)
+        return values
+    if redop in ("max", "min"):
+        return random.integers(-99 if signed else 0, 100, shape)
+    bound = max(1, min(3, _LARGEST_SUM // world_size))
+    values = random.integers(-bound if signed else 0, bound + 1, shape)
+    if redop == "avg":
+        # The last rank makes up for what the sum lacks to a multiple of the world size.
+        values[-1] = -values[:-1].sum(axis=0) % world_size
+    return values
+
+
+def expected(seed: int, world_size: int, redop: str, *, signed: bool) -> numpy.ndarray[Any, Any]:
+    """One period of the exact result, as integers."""
+    values = operands(seed, world_size, redop, signed=signed)
+    if redop == "sum":
+        return values.sum(axis=0)
+    if redop == "avg":
+        return values.sum(axis=0) // world_size
+    if redop == "prod":
+        return values.prod(axis=0)
+    return values.max(axis=0) if redop == "max" else values.min(axis=0)
+
+
+def fill(array: numpy.ndarray[Any, Any], seed: int, rank: int, world_size: int, redop: str) -> None:
+    """Write the operand of `rank` into a one-dimensional array."""
+    period = operands(seed, world_size, redop, signed=_signed(array))[rank].astype(array.dtype)
+    whole = array.size - array.size % PERIOD
+    array[:whole].reshape(-1, PERIOD)[:] = period
+    array[whole:] = period[: array.size - whole]
+
+
+def count_wrong(array: numpy.ndarray[Any, Any], seed: int, world_size: int, redop: str) -> int:
+    """How many elements differ from the exact result. NaN is always wrong."""
+    period = expected(seed, world_size, redop, signed=_signed(array)).astype(array.dtype)
+    whole = array.size - array.size % PERIOD
+    wrong = numpy.count_nonzero(array[:whole].reshape(-1, PERIOD) != period)
+    wrong += numpy.count_nonzero(array[whole:] != period[: array.size - whole])
+    return int(wrong)
+
+
+def _signed(array: numpy.ndarray[Any, Any]) -> bool:
+    return array.dtype.kind != "u"

@@ -1,0 +1,78 @@
+"""The processes of pccl that are measured: peers, and their master."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pccl
+
+from .control import serve
+from .launch import BenchmarkError, Team, python_command
+from .measure import MakeOp, Request, measure
+
+__all__ = ["join", "make_op_of", "spawn_master", "spawn_peers"]
+
+_PAUSE_S = 0.02
+
+
+def join(master: str, world_size: int, streams: int, name: str) -> pccl.Communicator:
+    """Connect, and let others in until the run has `world_size` peers."""
+    communicator = pccl.Communicator(master, p2p_connection_pool_size=streams, name=name).connect()
+    while communicator.world_size < world_size:
+        if communicator.world_size == 1:
+            time.sleep(_PAUSE_S)
+        communicator.update_topology()
+    if communicator.world_size > world_size:
+        raise BenchmarkError(f"the run has {communicator.world_size} peers instead of {world_size}")
+    return communicator
+
+
+def make_op_of(communicator: pccl.Communicator) -> MakeOp:
+    """How this peer runs one all-reduce."""
+
+    def make_op(send: Any, recv: Any, redop: str) -> Callable[[], object]:
+        target = None if recv is send else recv
+        return lambda: communicator.all_reduce(send, target, op=redop)
+
+    return make_op
+
+
+def spawn_master(team: Team) -> str:
+    """Start a master on a free port of the loopback interface, as a team of one; its address."""
+    team.spawn(python_command("peer", "master", team.socket_path))
+    team.wait_until_ready()
+    return str(team.ask_all("address")[0]["address"])
+
+
+def spawn_peers(team: Team, master: str, streams: int) -> None:
+    """Start one peer process per rank."""
+    for rank in range(team.world_size):
+        team.spawn(python_command("peer", "peer", team.socket_path, rank, team.world_size, master, streams))
+
+
+def _serve_master(path: str) -> int:
+    with pccl.MasterNode("127.0.0.1:0") as master:
+        return serve(path, 0, lambda: lambda _: {"address": master.address})
+
+
+def _serve_peer(path: str, rank: int, world_size: int, master: str, streams: int) -> int:
+    def prepare() -> Callable[[Any], Any]:
+        make_op = make_op_of(join(master, world_size, streams, f"bench-{rank}"))
+        return lambda request: dataclasses.asdict(measure(make_op, Request(**request), rank, world_size))
+
+    return serve(path, rank, prepare)
+
+
+def _main(arguments: list[str]) -> int:
+    if arguments[0] == "master":
+        return _serve_master(arguments[1])
+    path, rank, world_size, master, streams = arguments[1:]
+    return _serve_peer(path, int(rank), int(world_size), master, int(streams))
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))

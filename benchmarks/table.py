@@ -1,0 +1,196 @@
+"""Results for people, in the columns of nccl-tests and a few more, and for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+from .plan import Case, Plan, Row
+from .summary import Ratio, Summary
+
+__all__ = ["SCHEMA", "Progress", "as_json", "footer", "header", "ratio_lines", "row_lines"]
+
+SCHEMA = "pccl.bench.allreduce/1"
+
+_MODE_COLUMNS = (("time", 9), ("p50", 9), ("p99", 9), ("algbw", 7), ("busbw", 7), ("#wrong", 6))
+_MODE_UNITS = ("(us)", "(us)", "(us)", "(GB/s)", "(GB/s)", "")
+_MODE_WIDTH = sum(width + 1 for _, width in _MODE_COLUMNS)
+
+
+def header(plan: Plan) -> list[str]:
+    """The lines above the rows."""
+    left = _left("size", "count", "type", "redop", "root", "streams", plan, "system")
+    units = _left("(B)", "(elements)", "", "", "", "", plan, "")
+    names = "".join(f" {name:>{width}}" for name, width in _MODE_COLUMNS)
+    mode_units = "".join(
+        f" {unit:>{width}}" for unit, (_, width) in zip(_MODE_UNITS, _MODE_COLUMNS, strict=True)
+    )
+    modes = f"{'out-of-place':^{_MODE_WIDTH}}  {'in-place':^{_MODE_WIDTH}}"
+    return [
+        f"# {plan.world_size} peers; {plan.rounds} x {plan.iterations} iterations, {plan.warmup} for warm-up",
+        "# GB/s = 1e9 bytes/s; busbw = algbw * 2(n-1)/n",
+        f"# {' ' * (len(left) - 2)}{modes}".rstrip(),
+        f"#{left[1:]}{names}  {names}",
+        f"#{units[1:]}{mode_units}  {mode_units}".rstrip(),
+    ]
+
+
+def row_lines(row: Row, plan: Plan) -> list[str]:
+    """One line per contestant."""
+    case, streams = row.case, _streams(plan)
+    return [
+        _left(case.size_bytes, case.count, case.datatype, case.redop, -1, streams, plan, name)
+        + f"{_mode(row.out_of_place[name])}  {_mode(row.in_place[name])}"
+        for name in row.out_of_place
+    ]
+
+
+def ratio_lines(rows: Iterable[Row]) -> list[str]:
+    """How many times as fast pccl is, per case and rival; nothing without rivals."""
+    lines = [
+        f"{row.case.size_bytes:>14} {row.case.datatype:>9} {row.case.redop:>7} {name:>7}"
+        f"  {_ratio(row.out_of_place_ratios[name])}  {_ratio(row.in_place_ratios[name])}"
+        for row in rows
+        for name in row.out_of_place_ratios
+    ]
+    if lines:
+        lines[:0] = [
+            "#",
+            "# Speed of pccl relative to rivals (above 1: pccl is faster): the ratio of the median times of",
+            "# two adjacent batches; its median over the rounds (and its range)",
+            f"#{'size (B)':>13} {'type':>9} {'redop':>7} {'rival':>7}    {'out-of-place':<20}    in-place",
+        ]
+    return lines
+
+
+def footer(rows: Sequence[Row]) -> list[str]:
+    """The lines below the rows."""
+    wrong = sum(row.wrong for row in rows)
+    return [
+        f"# Out of bounds values : {wrong} {'FAILED' if wrong else 'OK'}",
+        f"# Avg bus bandwidth    : {_average_busbw(rows):.4f}",
+    ]
+
+
+def as_json(plan: Plan, rows: Sequence[Row], version: str) -> dict[str, Any]:
+    """A document of SCHEMA. Times in microseconds, bandwidths in 1e9 bytes per second; `wrong` is null where
+    nothing was checked; `root` and `ratios` as in the tables."""
+    return {
+        "schema": SCHEMA,
+        "pccl_version": version,
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "system": f"{platform.system()} {platform.release()}",
+            "python": platform.python_version(),
+        },
+        "peers": plan.world_size,
+        "streams": plan.streams or None,
+        "iterations": plan.iterations,
+        "warmup": plan.warmup,
+        "checks": plan.checks,
+        "rounds": plan.rounds,
+        "rivals": list(plan.rivals),
+        "rows": [_json_row(row) for row in rows],
+        "average_busbw_gb_s": _average_busbw(rows),
+        "wrong": sum(row.wrong for row in rows),
+    }
+
+
+def _json_row(row: Row) -> dict[str, Any]:
+    systems = [
+        {
+            "system": name,
+            "out_of_place": dataclasses.asdict(row.out_of_place[name]),
+            "in_place": dataclasses.asdict(row.in_place[name]),
+        }
+        for name in row.out_of_place
+    ]
+    ratios = [
+        {
+            "rival": name,
+            "out_of_place": dataclasses.asdict(row.out_of_place_ratios[name]),
+            "in_place": dataclasses.asdict(row.in_place_ratios[name]),
+        }
+        for name in row.out_of_place_ratios
+    ]
+    return {**dataclasses.asdict(row.case), "root": -1, "systems": systems, "ratios": ratios}
+
+
+def _left(
+    size: object,
+    count: object,
+    datatype: str,
+    redop: str,
+    root: object,
+    streams: str,
+    plan: Plan,
+    system: str,
+) -> str:
+    text = f"{size:>14} {count:>13} {datatype:>9} {redop:>7} {root:>7} {streams:>7}"
+    return f"{text} {system:>7}" if plan.rivals else text
+
+
+def _streams(plan: Plan) -> str:
+    return str(plan.streams) if plan.streams else "default"
+
+
+def _mode(summary: Summary) -> str:
+    values = (
+        _microseconds(summary.time_us),
+        _microseconds(summary.p50_us),
+        _microseconds(summary.p99_us),
+        f"{summary.algbw_gb_s:.2f}",
+        f"{summary.busbw_gb_s:.2f}",
+        "N/A" if summary.wrong is None else str(summary.wrong),
+    )
+    return "".join(f" {value:>{width}}" for value, (_, width) in zip(values, _MODE_COLUMNS, strict=True))
+
+
+def _microseconds(value: float) -> str:
+    return f"{value:.2f}" if value < 1e4 else f"{value:.0f}"
+
+
+def _ratio(found: Ratio) -> str:
+    return f"{found.median:6.2f} ({found.lowest:.2f}-{found.highest:.2f})".ljust(22)
+
+
+def _average_busbw(rows: Sequence[Row]) -> float:
+    """Of pccl, over all rows and both modes, as in nccl-tests."""
+    ours = [next(iter(mode.values())).busbw_gb_s for row in rows for mode in (row.out_of_place, row.in_place)]
+    return sum(ours) / len(ours)
+
+
+class Progress:
+    """One line on stderr: rewritten on a terminal, else a new one now and then when a run is long."""
+
+    _TERMINAL_PERIOD_S = 0.2
+    _LOG_PERIOD_S = 10.0
+
+    def __init__(self, plan: Plan, stream: TextIO) -> None:
+        self._stream, self._rounds = stream, plan.rounds
+        self._terminal = stream.isatty()
+        self._period_s = self._TERMINAL_PERIOD_S if self._terminal else self._LOG_PERIOD_S
+        self._next_s = time.monotonic() + self._period_s
+
+    def __call__(self, case: Case, name: str, round_number: int) -> None:
+        if time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + self._period_s
+        text = (
+            f"{case.size_bytes} B {case.datatype} {case.redop}: {name}, round {round_number + 1} "
+            f"of {self._rounds}"
+        )
+        self._stream.write(f"\r{text:<78}" if self._terminal else f"{text}\n")
+        self._stream.flush()
+
+    def clear(self) -> None:
+        """Before a line of results goes to the same terminal."""
+        if self._terminal and sys.stdout.isatty():
+            self._stream.write(f"\r{'':78}\r")
+            self._stream.flush()
