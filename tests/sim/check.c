@@ -64,8 +64,9 @@ static uint64_t round_of_voters(const struct world *world, const struct process 
     bool waiting = false;
     for (int i = 0; i < world->process_count; i++) {
         const struct process *process = world->processes[i];
-        if (process->is_master || process->master_run != one->master_run) {
-            continue;
+        if (process->is_master || process->master_run != one->master_run || process->control == NULL ||
+            !process->control->ends[1].open) {
+            continue; /* it may not know yet that it is out */
         }
         for (int c = 0; process->alive && process->member && c < MAX_OPEN_CALLS; c++) {
             const struct call *call = process->calls[c];
@@ -85,7 +86,8 @@ static uint64_t round_of_voters(const struct world *world, const struct process 
 
 void check_propose(struct world *world, const struct conn *conn, const struct message_propose *propose) {
     struct process *to = conn->ends[0].process;
-    struct epoch_record *record = check_epoch(world, to->master_run, propose->epoch);
+    int run = conn->ends[1].process->run;
+    struct epoch_record *record = check_epoch(world, run, propose->epoch);
     if (propose->world == 0 || propose->world > MAX_WORLD || propose->rank >= propose->world) {
         violate(world, 1, "epoch %" PRIu64 " gives %s rank %u of %u", propose->epoch, to->name,
                 (unsigned)propose->rank, (unsigned)propose->world);
@@ -95,7 +97,7 @@ void check_propose(struct world *world, const struct conn *conn, const struct me
     }
     if (record == NULL) {
         record = arena_take(sizeof *record);
-        record->run = to->master_run;
+        record->run = run;
         record->epoch = propose->epoch;
         record->group = to->group;
         record->world = propose->world;

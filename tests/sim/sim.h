@@ -24,7 +24,7 @@
 enum {
     MAX_HOSTS = 18,        /* host 0 is the master's */
     MAX_PROCESSES = 96,    /* started in one run, dead ones included */
-    MAX_WORLD = 16,
+    MAX_WORLD = 64,      /* dead ones may still be in a plan */
     MAX_FAULTS = 64,
     MAX_BATCH = 4,         /* ops of one round */
     MAX_CALL_ELEMENTS = 256,
