@@ -27,8 +27,8 @@ function(pccl_compile_options target)
     target_link_libraries(${target} PUBLIC Threads::Threads)
     if(PCCL_SANITIZE)
         target_compile_options(${target} PRIVATE
-            -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined)
-        target_link_options(${target} PUBLIC -fsanitize=address,undefined)
+            -g -O1 -fno-omit-frame-pointer -fsanitize=${PCCL_SANITIZE} -fno-sanitize-recover=all)
+        target_link_options(${target} PUBLIC -fsanitize=${PCCL_SANITIZE})
     endif()
 endfunction()
 

@@ -12,7 +12,7 @@ foreach(kind IN ITEMS SHARED STATIC)
     target_link_libraries(${target} PUBLIC Threads::Threads $<$<PLATFORM_ID:Linux>:m>)
     set_target_properties(${target} PROPERTIES OUTPUT_NAME pccl LINKER_LANGUAGE C)
     if(PCCL_SANITIZE)
-        target_link_options(${target} PUBLIC -fsanitize=address,undefined)
+        target_link_options(${target} PUBLIC -fsanitize=${PCCL_SANITIZE})
     endif()
 endforeach()
 # Until 1.0 a new minor version may change the ABI.

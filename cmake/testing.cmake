@@ -1,18 +1,44 @@
-# What only the tests need: the core with every symbol visible, so that the pure floors can be driven
-# from Python, and the C drivers of tests/c that run under the sanitizers too.
+# What only the tests need. All of it lands in testing/ of the build folder.
 
+set(testing_dir "${PROJECT_BINARY_DIR}/testing")
+
+# The core with every symbol visible, so that the pure floors can be driven from Python.
 add_library(pccl_testing SHARED ${pccl_sources})
 pccl_compile_options(pccl_testing)
 target_link_libraries(pccl_testing PRIVATE $<$<PLATFORM_ID:Linux>:m>)
-set_target_properties(pccl_testing PROPERTIES
-    LIBRARY_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/testing")
+set_target_properties(pccl_testing PROPERTIES LIBRARY_OUTPUT_DIRECTORY "${testing_dir}")
 
-file(GLOB pccl_drivers CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tests/c/driver_*.c")
-foreach(source IN LISTS pccl_drivers)
+# A program with the core linked in, as an archive: the simulator brings its own net/ and check_failed().
+function(pccl_test_program target folder)
+    add_executable(${target} ${ARGN})
+    pccl_compile_options(${target})
+    target_compile_options(${target} PRIVATE -D_GNU_SOURCE=) # empty, as where files define it themselves
+    target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}")
+    target_link_libraries(${target} PRIVATE pccl_static)
+    set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${testing_dir}/${folder}")
+endfunction()
+
+file(GLOB drivers CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tests/c/driver_*.c")
+foreach(source IN LISTS drivers)
     get_filename_component(name "${source}" NAME_WE)
-    add_executable(${name} "${source}")
-    pccl_compile_options(${name})
-    target_link_libraries(${name} PRIVATE pccl_testing)
-    set_target_properties(${name} PROPERTIES
-        RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/testing/drivers")
+    pccl_test_program(${name} drivers "${source}")
 endforeach()
+
+file(GLOB simulator CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tests/sim/*.c")
+if(simulator)
+    pccl_test_program(sim . ${simulator})
+endif()
+
+file(GLOB fuzz_targets CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tests/fuzz/fuzz_*.c")
+foreach(source IN LISTS fuzz_targets)
+    get_filename_component(name "${source}" NAME_WE)
+    if(PCCL_LIBFUZZER)
+        pccl_test_program(${name} fuzz "${source}")
+        target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+    else()
+        pccl_test_program(${name} fuzz "${source}" "${PROJECT_SOURCE_DIR}/tests/fuzz/standalone.c")
+    endif()
+endforeach()
+if(PCCL_LIBFUZZER)
+    target_compile_options(pccl_core PRIVATE -fsanitize=fuzzer-no-link)
+endif()

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from . import _interrupt
 from ._descriptors import ReduceInfo
 from ._enums import Result
-from ._errors import last_error
+from ._errors import error_for, last_error
 from ._native import ffi, lib
 
 __all__ = ["InFlight", "NativeOperation", "Outcome", "ThreadOperation"]
@@ -57,7 +57,10 @@ class InFlight:
     def reap(self) -> None:
         """Await the dropped ops that are over."""
         for _ in range(len(self._dropped)):
-            handle = self._dropped.pop(0)
+            try:
+                handle = self._dropped.pop(0)
+            except IndexError:  # another thread was faster
+                return
             done = ffi.new("bool *")
             if lib.pcclTestAsyncReduce(handle, done) == lib.pcclSuccess and not done[0]:
                 self._dropped.append(handle)
@@ -87,7 +90,8 @@ class NativeOperation:
             result = _interrupt.try_call(lib.pcclAwaitAsyncReduce, self._handle, info)
         except BaseException as interruption:
             # The wait was interrupted, and with it the communicator closed: the op is over.
-            self._outcome = Outcome(Result.INVALID_USAGE, ReduceInfo(0, 0, 0), interruption)
+            error = error_for(Result.INVALID_USAGE, f"a signal ended the wait: {interruption!r}")
+            self._outcome = Outcome(Result.INVALID_USAGE, ReduceInfo(0, 0, 0), error)
             raise
         finally:
             self._in_flight.remove(self._handle)

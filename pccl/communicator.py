@@ -51,6 +51,9 @@ def _destroy(comm: Any, in_flight: InFlight, process_id: int) -> None:
     # A forked child has a copy of the handle but none of its threads. in_flight is an argument so that the
     # memory of ops outlives the threads that write to it.
     if os.getpid() == process_id:
+        # Collected, so no call waits. What a signal handler raises must not be lost in a finaliser: it runs
+        # once this has returned, within the timeout.
+        lib.pcclSetInterruptCheck(comm, ffi.NULL, ffi.NULL, 0)
         lib.pcclDestroyCommunicator(comm)
 
 
@@ -191,7 +194,7 @@ class Communicator:
         """Say goodbye. Ends every call that waits on other threads. connect() joins again; closing what is
         not connected does nothing."""
         if os.getpid() == self._process_id:
-            lib.pcclCloseCommunicator(self._comm)
+            _interrupt.try_call(lib.pcclCloseCommunicator, self._comm)  # gone all the same if it fails
 
     def __enter__(self) -> Communicator:
         if not self._info().connected:
