@@ -283,10 +283,10 @@ static struct call *grow_old(struct mailbox *mailbox, struct call *call) {
 
 /* ---- the net thread ---- */
 
+/* `asleep` is the thread's own: it runs by now, and may have gone to sleep already. */
 void mailbox_open(struct mailbox *mailbox) {
     pthread_mutex_lock(&mailbox->mutex);
     mailbox->open = !mailbox->stop; /* it may have been told to end before it had begun */
-    mailbox->asleep = false;
     pthread_mutex_unlock(&mailbox->mutex);
 }
 

@@ -1,0 +1,298 @@
+"""A master and its peers as processes, told what to do at once, watched, and cleaned away."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from .data import digest, reduction
+from .spawner import spawner
+
+# When a wait counts as a hang: far beyond every bound of the library, and of a busy machine.
+HANG_SECONDS = 30.0
+LOG_LINES = 60
+Answer = dict[str, Any]
+
+
+class Network(Protocol):
+    """Where processes live; None of it is plain loopback."""
+
+    def place(self, name: str) -> tuple[str, str]:
+        """The namespace of a new process and its address there."""
+
+
+@dataclass
+class Process:
+    """One of ours, known by a descriptor: no signal can reach a stranger who got the same id."""
+
+    name: str
+    pid: int
+    log: Path
+    expected_to_live: bool = True
+
+    def __post_init__(self) -> None:
+        self.handle = os.pidfd_open(self.pid)
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.handle, number)
+
+    def is_alive(self) -> bool:
+        return not select.select([self.handle], [], [], 0)[0]
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self.expected_to_live = False
+        self.signal(signal.SIGKILL)
+        assert select.select([self.handle], [], [], HANG_SECONDS)[0], f"{self.name} does not die"
+
+    def stop(self) -> None:
+        self.signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.signal(signal.SIGCONT)
+
+
+@dataclass
+class Pending:
+    """A command that is under way."""
+
+    peer: Peer
+    number: int
+    do: str
+    answer: Answer | None = None
+
+
+@dataclass
+class Peer:
+    process: Process
+    index: int
+    connection: socket.socket
+    address: str
+    open: dict[int, Pending] = field(default_factory=dict)
+    _rest: bytes = b""
+    _last: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.process.name
+
+    def tell(self, do: str, **arguments: Any) -> Pending:
+        self._last += 1
+        pending = Pending(self, self._last, do)
+        self.open[pending.number] = pending
+        with contextlib.suppress(BrokenPipeError):  # killed: collect() will see
+            self.connection.sendall(json.dumps({"id": pending.number, "do": do, **arguments}).encode() + b"\n")
+        return pending
+
+    def receive(self) -> None:
+        """Takes in what has come; on the end, commands that are under way have no answer."""
+        try:
+            data = self.connection.recv(1 << 20)
+        except ConnectionResetError:
+            data = b""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            answer = json.loads(line)
+            self.open.pop(answer["id"]).answer = answer
+        if not data:
+            for pending in self.open.values():
+                pending.answer = {"ok": False, "error": "Dead", "text": f"{self.name} is dead", "dead": True}
+            self.open.clear()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+class Cluster:
+    """with Cluster(seed=1) as cluster: a, b, c = cluster.form(3)"""
+
+    def __init__(self, *, seed: int, timeout: float = 1.0, network: Network | None = None) -> None:
+        self.seed, self.timeout, self.network = seed, timeout, network
+        self.peers: list[Peer] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="pccl-faults-")
+        self.folder = Path(self._folder.name)
+        self._keep: list[socket.socket] = []
+        self.master: Process
+        self.address = ""
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.start_master()
+        except BaseException:
+            self._clean()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            processes = [self.master, *(peer.process for peer in self.peers)]
+            fallen = [one.name for one in processes if one.expected_to_live and not one.is_alive()]
+            if exception is not None or fallen:
+                self._print_logs()
+            if exception is None:
+                assert not fallen, f"ended by themselves: {fallen}"
+        finally:
+            self._clean()
+
+    def _clean(self) -> None:
+        for process in [*(peer.process for peer in self.peers), *([self.master] if self.address else [])]:
+            process.kill()
+            os.close(process.handle)
+        for connection in [*self._keep, *(peer.connection for peer in self.peers)]:
+            connection.close()
+        self._folder.cleanup()
+
+    def _print_logs(self) -> None:
+        print(f"seed {self.seed}, timeout {self.timeout} s")
+        for log in sorted(self.folder.glob("*.log")):
+            print(f"--- {log.name}")
+            print("\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:]))
+
+    # --- processes ---------------------------------------------------------------------------------------
+
+    def _spawn(self, name: str, request: dict[str, Any]) -> tuple[Process, socket.socket, str]:
+        address = "127.0.0.1"
+        if self.network is not None:
+            request["netns"], address = self.network.place(name)
+        if request["role"] == "master":
+            request["listen"] = f"{address}:{request['port']}"
+        mine, theirs = socket.socketpair()
+        log = self.folder / f"{name}.log"
+        with log.open("ab") as file, theirs:
+            pid = spawner().spawn(request, theirs.fileno(), file.fileno())
+        return Process(name, pid, log), mine, address
+
+    def start_master(self, port: int = 0) -> None:
+        self.master, connection, _ = self._spawn("master", {"role": "master", "port": port})
+        self._keep.append(connection)
+        self.address = self.wait_for_log(self.master, r"listening on (\S+)")[1]
+
+    def add(self, **options: Any) -> Peer:
+        """A peer that is not connected yet. `options` are those of pccl.Communicator."""
+        index = len(self.peers)
+        request = {"role": "peer", "seed": self.seed, "index": index}
+        process, connection, address = self._spawn(f"p{index}", request)
+        peer = Peer(process, index, connection, address)
+        self.peers.append(peer)
+        options = {"address": self.address, "timeout": self.timeout, "name": process.name} | options
+        peer.tell("create", options=options)
+        return peer
+
+    def wait_for_log(self, process: Process, pattern: str, count: int = 1) -> re.Match[str]:
+        """The `count`th line of its log that matches."""
+        deadline = time.monotonic() + HANG_SECONDS
+        while True:
+            found = list(re.finditer(pattern, process.log.read_text(errors="replace")))
+            if len(found) >= count:
+                return found[count - 1]
+            assert time.monotonic() < deadline, f"{process.name} never logged {pattern!r} {count} times"
+            time.sleep(0.005)
+
+    def wait_until_known(self, peer: Peer) -> None:
+        """Until the master has the peer, pending or admitted."""
+        self.wait_for_log(self.master, rf"peer {peer.name} \S+ asks to join")
+
+    # --- commands ----------------------------------------------------------------------------------------
+
+    def collect(self, pendings: Sequence[Pending], within: float = HANG_SECONDS) -> list[Answer]:
+        """All answers; a command without one in time is a hang. That of a killed peer is {"dead": True}."""
+        deadline = time.monotonic() + within
+        while waiting := [pending for pending in pendings if pending.answer is None]:
+            peers = {pending.peer.connection: pending.peer for pending in waiting}
+            left = deadline - time.monotonic()
+            if left <= 0:
+                for pending in waiting:
+                    pending.peer.process.signal(signal.SIGUSR1)  # where it hangs
+                time.sleep(0.5)
+                raise AssertionError(f"hung: {[(one.peer.name, one.do) for one in waiting]}")
+            for connection in select.select(list(peers), [], [], left)[0]:
+                peers[connection].receive()
+        return [pending.answer for pending in pendings if pending.answer is not None]
+
+    def ask(self, peer: Peer, do: str, **arguments: Any) -> Answer:
+        return self.collect([peer.tell(do, **arguments)])[0]
+
+    def ask_all(self, peers: Iterable[Peer], do: str, **arguments: Any) -> list[Answer]:
+        return self.collect([peer.tell(do, **arguments) for peer in peers])
+
+    def admit(self, members: Sequence[Peer], newcomers: Sequence[Peer]) -> None:
+        """Let the newcomers, created but not connected, into the run of the members."""
+        joining = [peer.tell("connect") for peer in newcomers]
+        for peer in newcomers:
+            self.wait_until_known(peer)
+        answers = self.collect(joining + [peer.tell("update_topology") for peer in members])
+        expect_ok(answers)
+        assert {answer["world"] for answer in answers} == {len(members) + len(newcomers)}
+        assert len({answer["epoch"] for answer in answers}) == 1
+
+    def form(self, count: int, **options: Any) -> list[Peer]:
+        """A run of `count` new peers."""
+        peers = [self.add(**options) for _ in range(count)]
+        expect_ok([self.ask(peers[0], "connect")])
+        if count > 1:
+            self.admit(peers[:1], peers[1:])
+        return peers
+
+    # --- what must come out ------------------------------------------------------------------------------
+
+    def expected(
+        self, members: Iterable[Peer], *, count: int, step: int = 0, dtype: str = "float32", op: str = "sum", **_: Any
+    ) -> str:
+        return digest(reduction(self.seed, [peer.index for peer in members], step, count, dtype, op))
+
+    def reduce(self, members: Sequence[Peer], **op: Any) -> None:
+        """An all-reduce of exactly these, with the exact result on each."""
+        op = {"count": 1000, "step": 1000} | op
+        self.check(self.ask_all(members, "all_reduce", **op), members, **op)
+
+    def check(self, answers: Sequence[Answer], members: Sequence[Peer], **op: Any) -> None:
+        """All succeeded, with the exact reduction of the members' inputs."""
+        expect_ok(answers)
+        assert [answer["world"] for answer in answers] == [len(members)] * len(answers)
+        assert {answer["digest"] for answer in answers} == {self.expected(members, **op)}
+        assert all(answer["intact"] for answer in answers)
+
+    def check_either(
+        self, answers: Sequence[Answer], everybody: Sequence[Peer], **op: Any
+    ) -> bool:
+        """Committed for all, over everybody, or lost for all, with inputs as they were. Whether committed."""
+        if answers[0]["ok"]:
+            self.check(answers, everybody, **op)
+            return True
+        expect_error(answers, "PeerLostError")
+        return False
+
+
+def expect_ok(answers: Iterable[Answer]) -> None:
+    failed = [answer for answer in answers if not answer["ok"]]
+    assert not failed, failed
+
+
+def expect_error(answers: Iterable[Answer], *names: str) -> None:
+    """Each failed in one of these ways, and left its input as it was."""
+    answers = list(answers)
+    other = [answer for answer in answers if answer["ok"] or answer["error"] not in names]
+    assert not other, other
+    assert all(answer.get("intact", True) for answer in answers), answers
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + HANG_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"never came true: {what}"
+        time.sleep(0.005)
