@@ -1,0 +1,1 @@
+"""The simulator of the protocol: see README.md. `python -m tests.sim --help`."""

@@ -58,17 +58,21 @@ static void check_link_plan(struct world *world, struct epoch_record *record, ui
                                                              .streams = plan->streams};
 }
 
+/* As the master sees it; the process itself may not know yet that it is out. */
+static bool is_in(const struct process *process) {
+    return process->alive && !process->is_master && process->control != NULL && process->control->ends[1].open;
+}
+
 /* The round of those who wait in update_topology: what a newcomer would get by shared state. */
 static uint64_t round_of_voters(const struct world *world, const struct process *one) {
     uint64_t highest = 0;
     bool waiting = false;
     for (int i = 0; i < world->process_count; i++) {
         const struct process *process = world->processes[i];
-        if (process->is_master || process->master_run != one->master_run || process->control == NULL ||
-            !process->control->ends[1].open) {
-            continue; /* it may not know yet that it is out */
+        if (!is_in(process) || process->master_run != one->master_run) {
+            continue;
         }
-        for (int c = 0; process->alive && process->member && c < MAX_OPEN_CALLS; c++) {
+        for (int c = 0; process->member && c < MAX_OPEN_CALLS; c++) {
             const struct call *call = process->calls[c];
             if (call != NULL && call->kind == CALL_VOTE && call->vote == VOTE_UPDATE_TOPOLOGY &&
                 (!waiting || call->round > highest)) {
@@ -311,7 +315,7 @@ static bool is_out_of_it(uint16_t status) {
 
 static void check_same_outcome(struct process *process, struct call *call) {
     struct world *world = process->world;
-    if (world->wrong_users || world->scripted || is_out_of_it(call->status) ||
+    if (!is_in(process) || world->wrong_users || world->scripted || is_out_of_it(call->status) ||
         (call->kind != CALL_OP && call->kind != CALL_VOTE) || call->status == pcclTooFewPeers) {
         return;
     }
@@ -322,6 +326,13 @@ static void check_same_outcome(struct process *process, struct call *call) {
         if (outcome->run != process->master_run || outcome->group != group ||
             outcome->round != call->round || outcome->slot != slot || outcome->attempt != call->attempt) {
             continue;
+        }
+        const struct process *teller = world->processes[outcome->process];
+        if (!is_in(teller) || !id_equal(&teller->id, &outcome->teller)) {
+            outcome->status = call->status; /* it did not survive: what it was told binds nobody */
+            outcome->value = call->value;
+            outcome->process = process->index;
+            outcome->teller = process->id;
         }
         if (outcome->status != call->status || (call->kind == CALL_VOTE && outcome->value != call->value)) {
             violate(world, 2, "round %" PRIu64 ", %s %d, attempt %d: %s (%" PRIu64 ") at %s, %s (%" PRIu64 ") at %s",
@@ -335,7 +346,8 @@ static void check_same_outcome(struct process *process, struct call *call) {
     struct outcome *outcome = arena_take(sizeof *outcome);
     *outcome = (struct outcome){.next = world->outcomes[bucket], .run = process->master_run, .group = group,
                                 .round = call->round, .slot = slot, .attempt = call->attempt,
-                                .status = call->status, .value = call->value, .process = process->index};
+                                .status = call->status, .value = call->value, .process = process->index,
+                                .teller = process->id};
     world->outcomes[bucket] = outcome;
 }
 
@@ -396,8 +408,7 @@ static const struct process *process_of(const struct world *world, const struct 
     for (int i = 0; i < world->process_count; i++) {
         const struct process *process = world->processes[i];
         if (process->has_id && id_equal(&process->id, id)) {
-            return process->alive && !process->user.closing && process->user.stage != STAGE_DONE ? process
-                                                                                                 : NULL;
+            return is_in(process) && !process->user.closing ? process : NULL;
         }
     }
     return NULL;

@@ -45,8 +45,8 @@ static void active(struct world *world) {
         const struct process *process = world->processes[i];
         rounds = process->user.rounds_done > rounds ? process->user.rounds_done : rounds;
     }
-    bool enough = rounds >= world->active_rounds && faults_done(world);
-    if (enough || world->now > 40 * world->timeout_ns) {
+    bool enough = rounds >= world->active_rounds && world->events >= 500 && faults_done(world);
+    if (enough || (world->now > 40 * world->timeout_ns && world->events >= 500)) {
         trace(world, "CALM: no more faults");
         world->phase = PHASE_CALM;
         faults_stop(world);

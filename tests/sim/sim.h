@@ -279,6 +279,7 @@ struct outcome {
     uint16_t status;
     uint64_t value;
     int process;
+    struct id teller; /* its id then */
 };
 
 /* ---- faults: fault.c ---- */

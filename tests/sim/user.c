@@ -1,6 +1,7 @@
 /* The users: each runs the same program, a function of the seed and the round, as trainers do. What a
  * call returns decides what comes next, so users stay in step only if outcomes are one for all. */
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "tests/sim/sim.h"
@@ -91,35 +92,40 @@ struct call *user_call(struct process *process, enum call_kind kind) {
     violate(process->world, 0, "%s has too many calls open", process->name);
 }
 
+static void trace_call(const struct call *call) {
+    struct world *world = call->process->world;
+    char what[64] = "connect", which[64] = "";
+    if (call->kind == CALL_CLOSE) {
+        snprintf(what, sizeof what, "close");
+    } else if (call->kind == CALL_VOTE) {
+        snprintf(what, sizeof what, "%s", vote_name(call->vote));
+    } else if (call->kind == CALL_OP) {
+        snprintf(what, sizeof what, "all_reduce tag=%" PRIu64 " count=%" PRIu64 "%s", call->tag,
+                 call->descriptor.count, call->blocking ? "" : " async");
+    }
+    if (!world->scripted) {
+        snprintf(which, sizeof which, " (round %" PRIu64 " slot %d attempt %d)", call->round, call->slot,
+                 call->attempt);
+    }
+    trace(world, "%s calls %s%s", call->process->name, what, which);
+}
+
 void user_issue(struct process *process, struct call *call, uint64_t bound_ns) {
-    struct peer_event event = {.call = call->number};
-    switch (call->kind) {
-    case CALL_CONNECT:
-        event.kind = PEER_EVENT_CONNECT;
-        trace(process->world, "%s calls connect", process->name);
-        break;
-    case CALL_CLOSE:
-        event.kind = PEER_EVENT_CLOSE;
-        trace(process->world, "%s calls close", process->name);
-        break;
-    case CALL_VOTE:
-        event.kind = PEER_EVENT_VOTE;
-        event.vote = call->vote;
-        trace(process->world, "%s calls %s (round %" PRIu64 ")", process->name, vote_name(call->vote),
-              call->round);
-        break;
-    case CALL_OP:
-        event.kind = PEER_EVENT_OP;
-        event.tag = call->tag;
-        event.blocking = call->blocking;
-        event.descriptor = call->descriptor;
+    static const enum peer_event_kind kinds[] = {[CALL_CONNECT] = PEER_EVENT_CONNECT,
+                                                 [CALL_CLOSE] = PEER_EVENT_CLOSE,
+                                                 [CALL_VOTE] = PEER_EVENT_VOTE,
+                                                 [CALL_OP] = PEER_EVENT_OP};
+    struct peer_event event = {.kind = kinds[call->kind],
+                               .call = call->number,
+                               .vote = call->vote,
+                               .tag = call->tag,
+                               .blocking = call->blocking,
+                               .descriptor = call->descriptor};
+    if (call->kind == CALL_OP) {
         event.deadline_ns = bound_ns == 0 ? 0 : local_time(process) + bound_ns;
         user_fill(call);
-        trace(process->world, "%s calls all_reduce tag=%" PRIu64 " count=%" PRIu64 "%s (round %" PRIu64
-              " slot %d attempt %d)", process->name, call->tag, call->descriptor.count,
-              call->blocking ? "" : " async", call->round, call->slot, call->attempt);
-        break;
     }
+    trace_call(call);
     process->user.open_blocking += call->blocking && call->kind != CALL_CLOSE;
     process->user.open_async += !call->blocking;
     process_step(process, &event);
