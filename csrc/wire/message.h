@@ -149,7 +149,7 @@ struct message_commit_epoch {
 };
 
 struct message_vote { /* also MESSAGE_VOTE_OPENED, where `peer` is the first voter */
-    uint8_t kind;     /* enum vote_kind */
+    uint8_t kind;     /* enum vote_kind; VOTE_NONE in MESSAGE_VOTE_OPENED: nobody waits any more */
     struct id peer;   /* zero in MESSAGE_VOTE */
 };
 
