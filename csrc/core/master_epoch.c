@@ -232,7 +232,7 @@ bool master_epoch_all_formed(const struct master *master) {
     return true;
 }
 
-static void send_census(struct master *master) {
+void master_epoch_tell_census(struct master *master) {
     struct message message = {.type = MESSAGE_CENSUS};
     struct message_census *census = &message.as.census;
     uint32_t sizes[MAX_PEERS] = {0};
@@ -256,7 +256,7 @@ static void commit(struct master *master, struct group *group) {
         master->slots[group->ring[i]].state = SLOT_MEMBER;
         slot_set_add(&master->members, group->ring[i]);
     }
-    send_census(master);
+    master_epoch_tell_census(master);
     struct message *message = &master->message;
     message->type = MESSAGE_COMMIT_EPOCH;
     message->as.commit_epoch.epoch = group->epoch;

@@ -144,9 +144,13 @@ static int free_slot(struct master *master, int slot) {
 }
 
 static void remove_peer(struct master *master, int slot, const struct ending *ending) {
+    bool counted = master->slots[slot].state == SLOT_MEMBER;
     int group = free_slot(master, slot);
     if (group != NO_GROUP) {
         master_epoch_reform(master, group, ending);
+    }
+    if (counted && (group == NO_GROUP || master->groups[group].size == 0)) {
+        master_epoch_tell_census(master); /* the group is gone: no epoch of it will bring the news */
     }
 }
 

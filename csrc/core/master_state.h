@@ -142,6 +142,8 @@ void master_epoch_ready(struct master *master, int slot, const struct message_re
 void master_epoch_unreachable(struct master *master, int slot, const struct message_unreachable *report);
 void master_epoch_link_lost(struct master *master, int slot, const struct message_unreachable *report);
 void master_epoch_check(struct master *master);
+/* Tells all members the sizes that span the run. */
+void master_epoch_tell_census(struct master *master);
 bool master_epoch_all_formed(const struct master *master);
 
 /* master_ring.c */

@@ -450,6 +450,25 @@ void check_put_out(struct world *world, const struct conn *conn, const char *how
 
 /* ---- 4 and 7: at rest ---- */
 
+static void check_census(struct world *world, const struct process *process,
+                         const struct message_census *census) {
+    uint32_t sizes[8] = {0}, peers = 0, groups = 0, largest = 0;
+    for (int i = 0; i < world->process_count; i++) {
+        const struct process *other = world->processes[i];
+        if (is_in(other) && other->user.stage != STAGE_DONE) {
+            uint32_t size = ++sizes[other->group];
+            peers++;
+            groups += size == 1;
+            largest = size > largest ? size : largest;
+        }
+    }
+    if (census->peers != peers || census->groups != groups || census->largest_group != largest) {
+        violate(world, 1, "%s believes in %u peers, %u groups, the largest of %u; there are %u, %u, %u",
+                process->name, (unsigned)census->peers, (unsigned)census->groups,
+                (unsigned)census->largest_group, (unsigned)peers, (unsigned)groups, (unsigned)largest);
+    }
+}
+
 static void check_process_quiet(struct world *world, struct process *process, uint64_t *epochs) {
     char text[TEXT_BYTES];
     for (int i = 0; i < MAX_OPEN_CALLS; i++) {
@@ -485,6 +504,7 @@ static void check_process_quiet(struct world *world, struct process *process, ui
     if (inspect_peer_leftovers(process->peer, text, sizeof text) != 0) {
         violate(world, 7, "%s keeps %s", process->name, text);
     }
+    check_census(world, process, &status.census);
     int links = 0;
     for (const struct link_end *link = process->links; link != NULL; link = link->next) {
         links++;
