@@ -100,11 +100,8 @@ def test_a_peer_killed_in_close_is_gone_for_the_others():
         leaver.kill()
         cluster.master.go_on()
         answers = cluster.collect(ops)
-        # It left in good order or it died: in the first case the op goes on, in the second it is retried.
-        if answers[0]["ok"]:
-            cluster.check(answers, [a, b], count=100_000)
-        else:
-            expect_error(answers, "PeerLostError")
+        # It left in good order, and the op went on, or it died, and the op has to be done again.
+        cluster.check_either(answers, [a, b], count=100_000)
         cluster.reduce([a, b])
 
 
@@ -161,7 +158,7 @@ def test_several_that_die_at_once(victims):
             peer.kill()
         answers = cluster.collect(ops)
         if len(survivors) > 1:
-            expect_error(answers, "PeerLostError")
+            cluster.check_either(answers, survivors, count=2_000_000)  # called before or after it
             cluster.reduce(survivors)
         else:
             expect_error(answers, "PeerLostError", "TooFewPeersError")
@@ -199,12 +196,12 @@ def test_ops_in_flight_beside_the_lost_one_are_lost_for_all_or_committed_for_all
         peers[3].kill()
         for op in ops:
             answers = cluster.ask_all(survivors, "await", handle=str(op["tag"]))
-            cluster.check_either(answers, peers, **op)
+            cluster.check_either(answers, peers, survivors, **op)
         for op in ops:
             cluster.reduce(survivors, **op)
 
 
-def test_peers_train_on_while_others_die_and_join():
+def test_peers_train_on_while_others_die():
     with Cluster(seed=SEED) as cluster:
         peers = cluster.form(4)
         steps = {"count": 100_000, "first": 0, "last": 60, "in_place": True}

@@ -122,6 +122,7 @@ class Cluster:
     def __init__(self, *, seed: int, timeout: float = 1.0, network: Network | None = None) -> None:
         self.seed, self.timeout, self.network = seed, timeout, network
         self.peers: list[Peer] = []
+        self._next_index = 0
         self._folder = tempfile.TemporaryDirectory(prefix="pccl-faults-")
         self.folder = Path(self._folder.name)
         self._keep: list[socket.socket] = []
@@ -184,7 +185,7 @@ class Cluster:
 
     def add(self, **options: Any) -> Peer:
         """A peer that is not connected yet. `options` are those of pccl.Communicator."""
-        index = len(self.peers)
+        index, self._next_index = self._next_index, self._next_index + 1
         request = {"role": "peer", "seed": self.seed, "index": index}
         process, connection, address = self._spawn(f"p{index}", request)
         peer = Peer(process, index, connection, address)
@@ -206,6 +207,17 @@ class Cluster:
     def wait_until_known(self, peer: Peer) -> None:
         """Until the master has the peer, pending or admitted."""
         self.wait_for_log(self.master, rf"peer {peer.name} \S+ asks to join")
+
+    def forget_dead(self) -> None:
+        """Lets go of what belongs to killed peers. Indices stay unique."""
+        for peer in [one for one in self.peers if not one.process.expected_to_live and not one.process.is_alive()]:
+            self.peers.remove(peer)
+            peer.connection.close()
+            os.close(peer.process.handle)
+
+    def is_admitted(self, peer: Peer) -> bool:
+        """Whether it is a member of an epoch; also while its main thread waits in a call."""
+        return bool(self.collect([peer.tell("info", aside=True)])[0]["world"])
 
     # --- commands ----------------------------------------------------------------------------------------
 
@@ -240,6 +252,16 @@ class Cluster:
         assert {answer["world"] for answer in answers} == {len(members) + len(newcomers)}
         assert len({answer["epoch"] for answer in answers}) == 1
 
+    def admit_again(self, members: Sequence[Peer], peer: Peer) -> None:
+        """The same for one that was in before."""
+        pattern = rf"peer {peer.name} \S+ asks to join"
+        known = len(re.findall(pattern, self.master.log.read_text()))
+        joining = peer.tell("connect")
+        self.wait_for_log(self.master, pattern, known + 1)
+        answers = self.collect([joining, *(member.tell("update_topology") for member in members)])
+        expect_ok(answers)
+        assert {answer["world"] for answer in answers} == {len(members) + 1}
+
     def form(self, count: int, **options: Any) -> list[Peer]:
         """A run of `count` new peers."""
         peers = [self.add(**options) for _ in range(count)]
@@ -267,15 +289,16 @@ class Cluster:
         assert {answer["digest"] for answer in answers} == {self.expected(members, **op)}
         assert all(answer["intact"] for answer in answers)
 
-    def check_either(
-        self, answers: Sequence[Answer], everybody: Sequence[Peer], **op: Any
-    ) -> bool:
-        """Committed for all, over everybody, or lost for all, with inputs as they were. Whether committed."""
-        if answers[0]["ok"]:
-            self.check(answers, everybody, **op)
-            return True
-        expect_error(answers, "PeerLostError")
-        return False
+    def check_either(self, answers: Sequence[Answer], *memberships: Sequence[Peer], **op: Any) -> bool:
+        """Committed for all, over one of these memberships (of different sizes), or lost for all, with inputs
+        as they were. Which?"""
+        if not answers[0]["ok"]:
+            expect_error(answers, "PeerLostError")
+            return False
+        members = [members for members in memberships if len(members) == answers[0]["world"]]
+        assert members, f"committed with a world of {answers[0]['world']}"
+        self.check(answers, members[0], **op)
+        return True
 
 
 def expect_ok(answers: Iterable[Answer]) -> None:

@@ -10,7 +10,6 @@ The main thread makes the calls, one after the other (Ctrl-C is a matter of the 
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import json
 import os
@@ -171,9 +170,6 @@ class Peer:
                     failures += 1
             worlds.append(answer["world"])
             digests.append(answer["digest"])
-            if command.get("admit"):
-                with contextlib.suppress(pccl.PeerLostError):
-                    self.communicator.update_topology()
         return {"worlds": worlds, "digests": digests, "failures": failures}
 
     def do_close(self, command: Command) -> None:
