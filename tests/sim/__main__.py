@@ -3,6 +3,7 @@
 python -m tests.sim                          10 000 seeds, then all scenarios
 python -m tests.sim --seed 7 --trace         one seed, with its story
 python -m tests.sim --seed 7 --count 500     seeds 7 to 506; a failing one is made small and told
+python -m tests.sim --scenarios              the scenarios alone
 python -m tests.sim --rewrite                takes what scenarios tell now as what they should tell
 python -m tests.sim --mutations              how many seeds it takes to catch each planted fault
 
@@ -63,13 +64,14 @@ def main() -> int:
         prog="python -m tests.sim", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rewrite", action="store_true")
+    parser.add_argument("--scenarios", action="store_true")
     parser.add_argument("--mutations", action="store_true")
     parser.add_argument("--sanitize", action="store_true")
     known, rest = parser.parse_known_args()
     if known.mutations:
         return run_mutations()
-    if known.rewrite:
-        return run_scenarios(rewrite=True)
+    if known.rewrite or known.scenarios:
+        return run_scenarios(known.rewrite)
     program = build("sim-sanitized", flags=SANITIZE) if known.sanitize else build()
     if rest:
         return subprocess.run([str(program), *rest]).returncode

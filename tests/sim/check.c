@@ -448,6 +448,34 @@ void check_put_out(struct world *world, const struct conn *conn, const char *how
     }
 }
 
+/* ---- 4: waiting ---- */
+
+static bool waits(const struct process *process) {
+    for (int i = 0; i < MAX_OPEN_CALLS; i++) {
+        if (process->calls[i] != NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whoever waits for a master that does not know it, or not any more, must find out. */
+void check_waits(struct world *world) {
+    for (int i = 0; i < world->process_count; i++) {
+        struct process *process = world->processes[i];
+        bool lost = !process->is_master && process->alive && !process->frozen && waits(process) &&
+                    (!is_in(process) || !world->master->alive || world->master->frozen);
+        if (!lost) {
+            process->out_since = 0;
+        } else if (process->out_since == 0) {
+            process->out_since = world->now;
+        } else if (world->now - process->out_since > 3 * process->timeout_ns + world->timeout_ns) {
+            violate(world, 4, "%s waits in a call for a master that does not hear it, for %.1f s",
+                    process->name, (double)(world->now - process->out_since) / 1e9);
+        }
+    }
+}
+
 /* ---- 4 and 7: at rest ---- */
 
 static void check_census(struct world *world, const struct process *process,

@@ -51,7 +51,7 @@ static void active(struct world *world) {
         world->phase = PHASE_CALM;
         faults_stop(world);
         world->calm_round = round_reached(world) + 2;
-        world->phase_deadline = world->now + 80 * world->timeout_ns;
+        world->phase_deadline = world->now + 50 * world->timeout_ns;
     }
 }
 
@@ -124,6 +124,7 @@ static void closing(struct world *world) {
 }
 
 void phase_tick(struct world *world) {
+    check_waits(world);
     switch (world->phase) {
     case PHASE_ACTIVE:
         active(world);

@@ -253,6 +253,9 @@ struct process *process_start(struct world *world, int host, uint32_t group) {
     uint32_t drawn = (uint32_t)below(random, (uint64_t)world->groups);
     process->group = group == UINT32_MAX ? drawn : group;
     process->timeout_ns = world->timeout_ns;
+    if (world->uneven_timeouts) {
+        process->timeout_ns = world->timeout_ns * (70 + below(random, 80)) / 100 / MILLISECOND * MILLISECOND;
+    }
     int incarnation = 0;
     for (int i = 0; i < process->index; i++) {
         incarnation += world->processes[i]->host == host;

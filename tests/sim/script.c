@@ -217,7 +217,7 @@ static void prepare(struct world *world) {
     world->eager_op_bytes = 4096;
     world->eager_window_bytes = 1 << 20;
     world->straggler_ns = 0;
-    world->skewed = world->faultless = world->wrong_users = false;
+    world->skewed = world->faultless = world->wrong_users = world->uneven_timeouts = false;
     world->end_round = world->calm_round = world->vote_event = NEVER;
 }
 

@@ -222,7 +222,8 @@ struct process {
     bool member;           /* proposed to, at least once, since the last welcome */
     struct conn *control;
     uint64_t connect_generation;
-    bool connecting, connected, control_lost;
+    bool connected;
+    uint64_t out_since; /* has waited in a call, unheard by any master, since then; 0: does not */
     struct link_end *links;
     struct sim_op ops[SIM_OPS];
     struct held *held;
@@ -363,7 +364,6 @@ struct sim_options {
     uint64_t without; /* faults left out, by bit */
     int max_hosts;    /* 0: as the seed says */
     bool no_jitter;
-    uint64_t mutation_budget;
 };
 
 struct sim_result {
@@ -388,7 +388,7 @@ struct world {
     uint64_t timeout_ns, latency_ns, jitter_ns;
     uint16_t streams;
     uint64_t eager_op_bytes, eager_window_bytes, straggler_ns, think_ns;
-    bool skewed, wrong_users, faultless, chatty;
+    bool skewed, wrong_users, faultless, uneven_timeouts;
     bool scripted;
     uint64_t active_rounds;
     /* state */
@@ -523,6 +523,7 @@ void check_start(struct process *process, struct call *call, const struct peer_a
 void check_finish(struct process *process, struct call *call, const struct sim_op *op);
 void check_call_over(struct process *process, struct call *call);
 void check_put_out(struct world *world, const struct conn *conn, const char *how, const char *why);
+void check_waits(struct world *world); /* now and then */
 void check_quiet(struct world *world);
 void check_empty(struct world *world);
 int64_t reduce_one(uint8_t reduce_op, int64_t a, int64_t b);

@@ -249,7 +249,7 @@ static void draw_configuration(struct world *world) {
     world->skewed = chance(&source, 40);
     world->faultless = chance(&source, 10);
     world->wrong_users = !world->faultless && chance(&source, 25);
-    world->chatty = chance(&source, 50);
+    world->uneven_timeouts = chance(&source, 30);
     world->active_rounds = 4 + below(&source, 8);
     if (world->wrong_users) {
         world->straggler_ns = 2 * world->timeout_ns;
