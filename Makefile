@@ -16,7 +16,7 @@ C_OURS := $(shell find csrc tests/c -name '*.[ch]' -o -name '*.cpp')
 
 SHELL := /bin/bash
 
-.PHONY: help setup build test demo bench tidy asan tsan sim fuzz stress wheel clean
+.PHONY: help setup build test demo bench tidy asan tsan sim sim-mutations fuzz stress wheel clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -87,6 +87,11 @@ tsan: setup
 ## make sim      both machines over a virtual network (SEEDS=2000 FIRST_SEED=1)
 sim: build
 	build/testing/sim --seed $(FIRST_SEED) --count $(SEEDS)
+	.venv/bin/python -m tests.sim --scenarios
+
+## make sim-mutations  faults planted in the machines: after how many seeds is each caught?
+sim-mutations: build
+	.venv/bin/python -m tests.sim --mutations
 
 ## make fuzz     machines and decoders on hostile input, FUZZ_SECONDS=20 each; with libFuzzer where clang is
 fuzz: setup
