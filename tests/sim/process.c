@@ -182,6 +182,9 @@ static void perform(void *context, const struct peer_action *action) {
     case PEER_LOG:
         trace(process->world, "%s: log: %s", process->name, action->text);
         break;
+    default:
+        violate(process->world, 0, "%s: the simulator does not know action %d", process->name,
+                (int)action->kind);
     }
 }
 
