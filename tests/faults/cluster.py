@@ -26,6 +26,14 @@ LOG_LINES = 60
 Answer = dict[str, Any]
 
 
+def readable(descriptors: Iterable[int], seconds: float) -> list[int]:
+    """Those that have something to read, or have ended, within `seconds`; any number of them."""
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return [descriptor for descriptor, _ in poll.poll(seconds * 1000)]
+
+
 class Network(Protocol):
     """Where processes live; None of it is plain loopback."""
 
@@ -50,13 +58,13 @@ class Process:
             signal.pidfd_send_signal(self.handle, number)
 
     def is_alive(self) -> bool:
-        return not select.select([self.handle], [], [], 0)[0]
+        return not readable([self.handle], 0)
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
         self.expected_to_live = False
         self.signal(signal.SIGKILL)
-        assert select.select([self.handle], [], [], HANG_SECONDS)[0], f"{self.name} does not die"
+        assert readable([self.handle], HANG_SECONDS), f"{self.name} does not die"
 
     def stop(self) -> None:
         self.signal(signal.SIGSTOP)
@@ -225,15 +233,15 @@ class Cluster:
         """All answers; a command without one in time is a hang. That of a killed peer is {"dead": True}."""
         deadline = time.monotonic() + within
         while waiting := [pending for pending in pendings if pending.answer is None]:
-            peers = {pending.peer.connection: pending.peer for pending in waiting}
+            peers = {pending.peer.connection.fileno(): pending.peer for pending in waiting}
             left = deadline - time.monotonic()
             if left <= 0:
                 for pending in waiting:
                     pending.peer.process.signal(signal.SIGUSR1)  # where it hangs
                 time.sleep(0.5)
                 raise AssertionError(f"hung: {[(one.peer.name, one.do) for one in waiting]}")
-            for connection in select.select(list(peers), [], [], left)[0]:
-                peers[connection].receive()
+            for descriptor in readable(peers, left):
+                peers[descriptor].receive()
         return [pending.answer for pending in pendings if pending.answer is not None]
 
     def ask(self, peer: Peer, do: str, **arguments: Any) -> Answer:
