@@ -60,6 +60,13 @@ class Kill:
         if message["seconds"] > self.seconds and message["peers"] < self.peers:
             self.recovered.setdefault(worker.name, message["seconds"] - self.seconds)
 
+    def is_over(self) -> bool:
+        return len(self.recovered) == PEERS
+
+    def recovery_seconds(self) -> float:
+        """From the kill until all survivors had done their next step."""
+        return max(self.recovered.values())
+
 
 class Run:
     """The master, the workers, and what happens to them."""
@@ -74,18 +81,17 @@ class Run:
         self.newcomer: Worker | None = None
         self.kill: Kill | None = None
         self.master_log = folder / "master.log"
-        self.master = self._spawn(
-            [sys.executable, "-m", "pccl.master", "--listen-address", "127.0.0.1:0"], self.master_log
-        )
+        command = [sys.executable, "-m", "pccl.master", "--listen-address", "127.0.0.1:0"]
+        self.master = self._spawn(command, self.master_log, subprocess.DEVNULL)
 
     # --- processes ---------------------------------------------------------------------------------------
 
-    def _spawn(self, command: list[str], log: Path) -> subprocess.Popen[str]:
+    def _spawn(self, command: list[str], log: Path, pipe: int = subprocess.PIPE) -> subprocess.Popen[str]:
         with log.open("w") as file:
             return subprocess.Popen(
                 command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdin=pipe,
+                stdout=pipe,
                 stderr=file,
                 text=True,
                 cwd=self.folder,  # so that "-m pccl.master" is the pccl that is installed
@@ -105,9 +111,10 @@ class Run:
 
     def _read(self, worker: Worker, pipe: TextIO) -> None:
         """In a thread of its own: what a worker tells, until its pipe ends."""
-        for line in pipe:
-            with contextlib.suppress(ValueError):  # a killed process may leave half a line
-                self.messages.put((worker, json.loads(line)))
+        with pipe:
+            for line in pipe:
+                with contextlib.suppress(ValueError):  # a killed process may leave half a line
+                    self.messages.put((worker, json.loads(line)))
         self.messages.put((worker, None))
 
     def start_workers(self) -> None:
@@ -127,9 +134,8 @@ class Run:
         """Let a worker that holds connect."""
         worker.state = "joining"
         assert worker.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # if it is dead, the end of its stdout tells
-            worker.process.stdin.write("\n")
-            worker.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError), worker.process.stdin as pipe:
+            pipe.write("\n")  # to a dead one in vain, which the end of its stdout tells
 
     def stop(self) -> None:
         """End what still runs."""
@@ -141,6 +147,8 @@ class Run:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
 
     # --- what happens ------------------------------------------------------------------------------------
 
@@ -194,7 +202,7 @@ class Run:
             self.hashes[message["step"]][worker.digest].add(worker.name)
         if event == "shared" and worker.state == "joining":
             worker.state = "training"
-            self.say(f"{worker.name} has joined at step {message['step']}: {message['peers']} peers")
+            self.say(f"{worker.name} has joined at step {message['step']} (peers: {message['peers']})")
         elif event == "step":
             worker.loss = message["loss"]
             self._stepped(worker, message)
@@ -214,8 +222,10 @@ class Run:
             self.release(self.newcomer)
         if self.kill is None and worker is self.newcomer and step >= KILL_AT * steps:
             self._kill()
-        elif self.kill is not None and worker is not self.kill.worker:
+        elif self.kill is not None and worker is not self.kill.worker and not self.kill.is_over():
             self.kill.note(worker, message)
+            if self.kill.is_over():
+                self.say(f"all survivors have gone on, {self.kill.recovery_seconds():.3f} s after the kill")
 
     def _kill(self) -> None:
         victim = self.workers[1]
@@ -250,7 +260,7 @@ class Run:
             problems.append("the fifth peer never joined")
         if self.kill is None:
             problems.append("the run was over before a peer was killed")
-        elif len(self.kill.recovered) < PEERS:
+        elif not self.kill.is_over():
             stuck = {worker.name for worker in self.survivors()} - self.kill.recovered.keys()
             problems.append(f"no step after the kill: {', '.join(sorted(stuck))}")
         return problems
@@ -267,10 +277,10 @@ class Run:
         compared = [step for step, digests in self.hashes.items() if sum(map(len, digests.values())) > 1]
         differ = sum(len(self.hashes[step]) > 1 for step in compared)
         lines.append(f"states compared after {len(compared)} steps: {differ} differ")
-        if self.kill is not None and self.kill.recovered:
+        if self.kill is not None and self.kill.is_over():
             lines.append(
-                f"recovery: {max(self.kill.recovered.values()):.3f} s from the kill of "
-                f"{self.kill.worker.name} until all survivors had done their next step"
+                f"recovery: {self.kill.recovery_seconds():.3f} s from the kill of {self.kill.worker.name} "
+                "until all survivors had done their next step"
             )
         moved = sum(worker.sent_bytes for worker in self.workers) / 1e6
         lines.append(f"{moved:.1f} MB moved in {time.monotonic() - self.started:.1f} s")
@@ -321,11 +331,12 @@ class LiveScreen(Screen):
 
     def refresh(self, workers: list[Worker], final: bool = False) -> None:
         from rich.console import Group
+        from rich.text import Text
 
         now = time.monotonic()
         if final or now >= self._next:
             self._next = now + REFRESH_SECONDS
-            self._live.update(Group(self._table(workers), *self._notes), refresh=True)
+            self._live.update(Group(self._table(workers), *map(Text, self._notes)), refresh=True)
 
     def _table(self, workers: list[Worker]) -> Any:
         from rich.table import Table

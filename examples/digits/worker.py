@@ -164,9 +164,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         except pccl.EvictedError as error:  # this process stood still for too long: join again
             print(f"worker: {error}; joining again", file=sys.stderr, flush=True)
-        except pccl.MasterLostError as error:
-            print(f"worker: {error}; the run is over", file=sys.stderr, flush=True)
+        except pccl.PCCLError as error:  # MasterLostError above all: without a master the run is over
+            print(f"worker: {error}", file=sys.stderr, flush=True)
             return 1
+        except KeyboardInterrupt:
+            return 130
 
 
 if __name__ == "__main__":
