@@ -450,24 +450,29 @@ void check_put_out(struct world *world, const struct conn *conn, const char *how
 
 /* ---- 4: waiting ---- */
 
-static bool waits(const struct process *process) {
+/* The call that has waited longest, or NULL. */
+static const struct call *oldest_call(const struct process *process) {
+    const struct call *oldest = NULL;
     for (int i = 0; i < MAX_OPEN_CALLS; i++) {
-        if (process->calls[i] != NULL) {
-            return true;
+        const struct call *call = process->calls[i];
+        if (call != NULL && (oldest == NULL || call->number < oldest->number)) {
+            oldest = call;
         }
     }
-    return false;
+    return oldest;
 }
 
 /* Whoever waits for a master that does not know it, or not any more, must find out. */
 void check_waits(struct world *world) {
     for (int i = 0; i < world->process_count; i++) {
         struct process *process = world->processes[i];
-        bool lost = !process->is_master && process->alive && !process->frozen && waits(process) &&
+        const struct call *call = oldest_call(process);
+        bool lost = !process->is_master && process->alive && !process->frozen && call != NULL &&
                     (!is_in(process) || !world->master->alive || world->master->frozen);
         if (!lost) {
-            process->out_since = 0;
-        } else if (process->out_since == 0) {
+            process->out_call = 0;
+        } else if (process->out_call != call->number) {
+            process->out_call = call->number;
             process->out_since = world->now;
         } else if (world->now - process->out_since > 3 * process->timeout_ns + world->timeout_ns) {
             violate(world, 4, "%s waits in a call for a master that does not hear it, for %.1f s",

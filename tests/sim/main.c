@@ -19,6 +19,30 @@ static void print_line(void *context, const char *text) {
     puts(text);
 }
 
+enum { TOLD_LINES = 120 };
+
+static struct {
+    char lines[TOLD_LINES][2 * TEXT_BYTES];
+    uint64_t count;
+} last_lines;
+
+/* Keeps the end of a story. */
+static void keep_line(void *context, const char *text) {
+    (void)context;
+    char *line = last_lines.lines[last_lines.count++ % TOLD_LINES];
+    snprintf(line, sizeof last_lines.lines[0], "%s", text);
+}
+
+static void print_last_lines(void) {
+    uint64_t first = last_lines.count > TOLD_LINES ? last_lines.count - TOLD_LINES : 0;
+    if (first > 0) {
+        printf("(%" PRIu64 " lines before; the replay tells all)\n", first);
+    }
+    for (uint64_t i = first; i < last_lines.count; i++) {
+        puts(last_lines.lines[i % TOLD_LINES]);
+    }
+}
+
 /* A machine that reads or writes out of bounds must not take the seed with it. */
 static void died(int signal_number) {
     char text[128];
@@ -79,7 +103,9 @@ static void report_failure(const struct sim_options *options, const struct sim_r
     printf("FAILED seed %" PRIu64 ": invariant %d: %s\n", options->seed, result->invariant, result->text);
     struct sim_options smallest = small ? shrink(*options, result->invariant) : *options;
     smallest.trace = true;
+    trace_set_output(keep_line, NULL);
     run(&smallest);
+    print_last_lines();
     print_replay(&smallest);
 }
 

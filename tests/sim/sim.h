@@ -223,7 +223,7 @@ struct process {
     struct conn *control;
     uint64_t connect_generation;
     bool connected;
-    uint64_t out_since; /* has waited in a call, unheard by any master, since then; 0: does not */
+    uint64_t out_call, out_since; /* has waited in this call, unheard by any master, since then */
     struct link_end *links;
     struct sim_op ops[SIM_OPS];
     struct held *held;
