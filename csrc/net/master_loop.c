@@ -23,6 +23,7 @@ enum {
     CONNECTIONS = MAX_PEERS + MAX_STRANGERS,
     ACCEPTS_PER_TURN = MAX_STRANGERS / 4, /* so that each newcomer is read before others push it out */
     ACCEPT_PAUSE_MS = 50,                 /* when descriptors or memory are out */
+    GREETING_GRACE_MS = 500,              /* until then nobody is late with a greeting */
 };
 
 enum item_kind { ITEM_LISTENER, ITEM_WAKE, ITEM_CONNECTION };
@@ -59,6 +60,7 @@ struct master_loop {
     struct list probation, dirty;
     uint32_t probation_count;
     uint64_t accept_again_ns; /* while accepting pauses, else 0 */
+    bool accept_failed;       /* and the log has said so */
     bool stopping;
 
     pthread_t thread;
@@ -95,6 +97,11 @@ static void end_probation(struct master_loop *loop, struct connection *connectio
         list_remove(&connection->probation);
         loop->probation_count--;
     }
+}
+
+static struct connection *first_on_probation(const struct master_loop *loop) {
+    return list_is_empty(&loop->probation) ? NULL
+                                           : LIST_ENTRY(loop->probation.next, struct connection, probation);
 }
 
 /* The machine and its actions. */
@@ -180,11 +187,7 @@ static void drop(struct master_loop *loop, struct connection *connection, const 
     }
 }
 
-static void drop_oldest_on_probation(struct master_loop *loop) {
-    if (!list_is_empty(&loop->probation)) {
-        drop(loop, LIST_ENTRY(loop->probation.next, struct connection, probation), "others need its place");
-    }
-}
+static const char crowded[] = "others need its place";
 
 static struct connection *free_connection(struct master_loop *loop) {
     for (int place = 0; place < CONNECTIONS; place++) {
@@ -200,7 +203,7 @@ static void admit(struct master_loop *loop, int fd, const struct address *remote
     /* The oldest goes, not the newest: who means to greet does so at once, so that a crowd of silent
      * connections can't keep anybody out. */
     if (loop->probation_count >= MAX_STRANGERS) {
-        drop_oldest_on_probation(loop);
+        drop(loop, first_on_probation(loop), crowded);
     }
     struct connection *connection = free_connection(loop);
     if (connection == NULL) {
@@ -225,10 +228,18 @@ static void admit(struct master_loop *loop, int fd, const struct address *remote
 /* Descriptors or memory are out: the connection that waits keeps the listener readable, so that without
  * a pause the loop would spin. */
 static void pause_accepting(struct master_loop *loop, int error) {
-    log_line(LOG_WARN, "master", "can't accept connections for now: %s", strerror(-error));
+    if (!loop->accept_failed) {
+        log_line(LOG_WARN, "master", "can't accept connections for now: %s", strerror(-error));
+    }
+    loop->accept_failed = true;
     poller_remove(&loop->poller, &loop->listener_item);
-    loop->accept_again_ns = clock_now_ns() + ACCEPT_PAUSE_MS * NS_PER_MS;
-    drop_oldest_on_probation(loop);
+    uint64_t now_ns = clock_now_ns();
+    loop->accept_again_ns = now_ns + ACCEPT_PAUSE_MS * NS_PER_MS;
+    struct connection *oldest = first_on_probation(loop);
+    uint64_t left_at_grace_ns = (STRANGER_TIMEOUT_MS - GREETING_GRACE_MS) * NS_PER_MS;
+    if (oldest != NULL && oldest->deadline_ns <= now_ns + left_at_grace_ns) {
+        drop(loop, oldest, crowded);
+    }
 }
 
 static void resume_accepting(struct master_loop *loop) {
@@ -248,6 +259,7 @@ static void accept_waiting(struct master_loop *loop) {
             pause_accepting(loop, fd);
             return;
         }
+        loop->accept_failed = false;
         admit(loop, fd, &remote);
     }
 }
@@ -366,21 +378,15 @@ static void handle_ready(struct master_loop *loop) {
     }
 }
 
-static const struct connection *first_on_probation(const struct master_loop *loop) {
-    return list_is_empty(&loop->probation)
-               ? NULL
-               : LIST_ENTRY(loop->probation.next, const struct connection, probation);
-}
-
 static void handle_time(struct master_loop *loop) {
     uint64_t now_ns = clock_now_ns();
     if (master_deadline(loop->machine) <= now_ns) {
         struct master_event event = {.kind = MASTER_TICK, .now_ns = now_ns};
         step(loop, &event);
     }
-    const struct connection *oldest;
+    struct connection *oldest;
     while ((oldest = first_on_probation(loop)) != NULL && oldest->deadline_ns <= now_ns) {
-        drop(loop, find(loop, oldest->id), "it took too long");
+        drop(loop, oldest, "it took too long");
     }
     if (loop->accept_again_ns != 0 && loop->accept_again_ns <= now_ns) {
         resume_accepting(loop);

@@ -1,0 +1,191 @@
+"""csrc/net/socket.c against the Python sockets at the other end. Loopback only."""
+
+import errno
+import os
+import select
+import socket
+from collections.abc import Iterator
+
+import pytest
+from native import PUBLIC_HEADERS, load
+
+ffi, lib = load(*PUBLIC_HEADERS, "base/address.h", "net/socket.h")
+
+TCP_NOTSENT_LOWAT = 25
+
+
+def address(host: str, port: int) -> object:
+    family = 6 if ":" in host else 4
+    raw = socket.inet_pton(socket.AF_INET6 if family == 6 else socket.AF_INET, host)
+    result = ffi.new("struct address *", {"family": family, "port": port})
+    ffi.memmove(result.bytes, raw, len(raw))
+    return result
+
+
+def text(value: object) -> str:
+    buffer = ffi.new("char[]", lib.ADDRESS_TEXT_BYTES)
+    pointer = value if ffi.typeof(value).kind == "pointer" else ffi.addressof(value)
+    return ffi.string(lib.address_text(pointer, buffer)).decode()
+
+
+def options(user_timeout_ms: int = 0, notsent_lowat_bytes: int = 0) -> object:
+    return ffi.new(
+        "struct socket_options *",
+        {"user_timeout_ms": user_timeout_ms, "notsent_lowat_bytes": notsent_lowat_bytes},
+    )
+
+
+def adopt(fd: int) -> socket.socket:
+    assert fd >= 0, os.strerror(-fd)
+    return socket.socket(fileno=fd)
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with adopt(lib.socket_listen(address("127.0.0.1", 0))) as sock:
+        yield sock
+
+
+def wait_for(sock: socket.socket, write: bool = False) -> None:
+    readable, writable, _ = select.select([] if write else [sock], [sock] if write else [], [], 30)
+    assert readable or writable
+
+
+def check_options(sock: socket.socket) -> None:
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+    assert not os.get_blocking(sock.fileno())
+    assert not os.get_inheritable(sock.fileno())
+
+
+def test_resolve_literals_and_names() -> None:
+    found = ffi.new("struct address *")
+    for host, expected in (("127.0.0.1", "127.0.0.1:9"), ("::1", "[::1]:9"), ("::ffff:1.2.3.4", "1.2.3.4:9")):
+        assert lib.socket_resolve(host.encode(), 9, found) == ffi.NULL
+        assert text(found) == expected
+    assert lib.socket_resolve(b"localhost", 9, found) == ffi.NULL
+    assert text(found) in ("127.0.0.1:9", "[::1]:9")
+
+
+@pytest.mark.parametrize("host", [b"", b"no such name", b"256.1.1.1.1", b"[::1]"])
+def test_resolve_says_why_not(host: bytes) -> None:
+    reason = lib.socket_resolve(host, 9, ffi.new("struct address *"))
+    assert reason != ffi.NULL
+    assert ffi.string(reason)
+
+
+def test_accepted_and_connected_sockets_have_the_options(listener: socket.socket) -> None:
+    check = options(user_timeout_ms=1234, notsent_lowat_bytes=70000)
+    remote = ffi.new("struct address *")
+    assert lib.socket_accept(listener.fileno(), check, remote) == -errno.EAGAIN
+    port = listener.getsockname()[1]
+    with adopt(lib.socket_connect(address("127.0.0.1", port), check)) as client:
+        wait_for(client, write=True)
+        assert lib.socket_connect_result(client.fileno()) == 0
+        wait_for(listener)
+        with adopt(lib.socket_accept(listener.fileno(), check, remote)) as server:
+            for sock in (client, server):
+                check_options(sock)
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1234
+                assert sock.getsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT) == 70000
+            assert text(remote) == text(lib.socket_local_address(client.fileno()))
+            assert text(lib.socket_remote_address(client.fileno())) == f"127.0.0.1:{port}"
+            assert lib.socket_set_options(server.fileno(), options(user_timeout_ms=99)) == 0
+            assert server.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 99
+            assert server.getsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT) == 70000
+
+
+def test_connecting_where_nobody_listens_is_refused() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        fd = lib.socket_connect(address("127.0.0.1", unused.getsockname()[1]), options())
+        if fd >= 0:
+            with adopt(fd) as client:
+                wait_for(client, write=True)
+                fd = lib.socket_connect_result(client.fileno())
+        assert fd == -errno.ECONNREFUSED
+
+
+def test_a_socket_that_is_still_connecting_is_in_progress() -> None:
+    with socket.socket() as idle:
+        assert lib.socket_connect_result(idle.fileno()) == -errno.EINPROGRESS
+
+
+def test_a_socket_connected_to_itself_counts_as_refused() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.connect(sock.getsockname())
+        assert lib.socket_connect_result(sock.fileno()) == -errno.ECONNREFUSED
+
+
+def test_no_family_is_no_address() -> None:
+    nothing = ffi.new("struct address *")
+    assert lib.socket_listen(nothing) == -errno.EAFNOSUPPORT
+    assert lib.socket_connect(nothing, options()) == -errno.EAFNOSUPPORT
+    assert lib.socket_local_address(-1).family == 0
+    assert lib.socket_remote_address(-1).family == 0
+
+
+def test_a_taken_port_is_said_to_be(listener: socket.socket) -> None:
+    taken = listener.getsockname()[1]
+    assert lib.socket_listen(address("127.0.0.1", taken)) == -errno.EADDRINUSE
+
+
+def test_listen_any_takes_the_first_free_port_and_both_families(listener: socket.socket) -> None:
+    taken = listener.getsockname()[1]
+    assert lib.socket_listen_any(taken, taken) == -errno.EADDRINUSE
+    with adopt(lib.socket_listen_any(taken, 65535)) as sock:
+        port = lib.socket_local_address(sock.fileno()).port
+        assert port > taken
+        assert not os.get_inheritable(sock.fileno())
+        remote = ffi.new("struct address *")
+        hosts = ["127.0.0.1"] + (["::1"] if sock.family == socket.AF_INET6 else [])
+        for host in hosts:
+            with socket.create_connection((host, port), timeout=30) as client:
+                wait_for(sock)
+                with adopt(lib.socket_accept(sock.fileno(), options(), remote)) as server:
+                    own = client.getsockname()
+                    # IPv4 through an IPv6 socket still shows as IPv4.
+                    assert text(remote) == (f"[{own[0]}]:{own[1]}" if ":" in host else f"{own[0]}:{own[1]}")
+                    local = text(lib.socket_local_address(server.fileno()))
+                    assert local == (f"[::1]:{port}" if ":" in host else f"127.0.0.1:{port}")
+
+
+def test_listen_any_ends_at_the_last_port() -> None:
+    with adopt(lib.socket_listen_any(0, 0)) as sock:
+        port = lib.socket_local_address(sock.fileno()).port
+        assert lib.socket_listen_any(port, port) == -errno.EADDRINUSE
+
+
+def test_accept_without_descriptors_says_so(listener: socket.socket) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.create_connection(listener.getsockname(), timeout=30):
+        wait_for(listener)
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+        try:
+            result = lib.socket_accept(listener.fileno(), options(), ffi.new("struct address *"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert result == -errno.EMFILE
+
+
+@pytest.mark.parametrize("host", ["10.1.2.3", "2001:db8::7"])
+def test_public_addresses_convert_both_ways(host: str) -> None:
+    public = lib.address_to_public(address(host, 4242))
+    back = ffi.new("struct address *")
+    assert lib.address_from_public(ffi.addressof(public), back)
+    assert text(back) == text(address(host, 4242))
+    assert public.inet.protocol == (lib.inetIPv6 if ":" in host else lib.inetIPv4)
+
+
+def test_public_addresses_of_no_protocol_are_refused_and_mapped_ones_are_ipv4() -> None:
+    public = ffi.new("ccoip_socket_address_t *")
+    back = ffi.new("struct address *")
+    public.inet.protocol = 7
+    assert not lib.address_from_public(public, back)
+    public.inet.protocol = lib.inetIPv6
+    public.inet.ipv6.data[10:16] = [0xFF, 0xFF, 10, 1, 2, 3]
+    assert lib.address_from_public(public, back)
+    assert text(back) == "10.1.2.3:0"
