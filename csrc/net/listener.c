@@ -12,6 +12,9 @@
 
 static const uint64_t pause_ns = 100 * NS_PER_MS;
 
+/* So that each newcomer is read before others push it out. */
+enum { ACCEPTS_PER_TURN = MAX_STRANGERS / 4 };
+
 struct stranger {
     struct poll_item item;
     struct list node;
@@ -79,8 +82,12 @@ uint16_t listener_port(const struct listener *listener) {
 }
 
 static void welcome(struct listener *listener, int fd) {
-    struct stranger *stranger =
-        listener->stranger_count < MAX_STRANGERS ? calloc(1, sizeof *stranger) : NULL;
+    /* The oldest goes, not the newest: who means to greet does so at once, so that a crowd of silent
+     * connections can't keep anybody out. */
+    if (listener->stranger_count >= MAX_STRANGERS) {
+        part(listener, stranger_at(listener->strangers.next), false);
+    }
+    struct stranger *stranger = calloc(1, sizeof *stranger);
     if (stranger == NULL) {
         close(fd); /* it will try again */
         return;
@@ -96,7 +103,7 @@ static void welcome(struct listener *listener, int fd) {
 }
 
 void listener_ready(struct listener *listener) {
-    while (listener->item.readable && listener->resume_ns == 0) {
+    for (int i = 0; i < ACCEPTS_PER_TURN && listener->item.readable && listener->resume_ns == 0; i++) {
         struct address remote;
         struct socket_options options = {0};
         int fd = socket_accept(listener->fd, &options, &remote);
@@ -107,6 +114,9 @@ void listener_ready(struct listener *listener) {
         } else if (fd != -EINTR && fd != -ECONNABORTED) {
             listener->resume_ns = clock_now_ns() + pause_ns;
         }
+    }
+    if (listener->item.readable && listener->resume_ns == 0) {
+        poller_heat(listener->poller, &listener->item); /* the rest has its turn after what came before */
     }
 }
 
