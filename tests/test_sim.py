@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.sim import scenario
-from tests.sim.__main__ import run_mutation
-from tests.sim.build import build, mutations
-
-pytestmark = pytest.mark.filterwarnings("default")
+from sim import scenario
+from sim.__main__ import run_mutation
+from sim.build import build, mutations
 
 
 @pytest.mark.parametrize("path", scenario.scenarios(), ids=lambda path: path.stem)

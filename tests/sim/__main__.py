@@ -16,8 +16,8 @@ import argparse
 import subprocess
 import sys
 
-from tests.sim import scenario
-from tests.sim.build import build, build_mutant, mutations
+from . import scenario
+from .build import build, build_mutant, mutations
 
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 MUTANT_SEEDS = 4000

@@ -23,7 +23,7 @@ LIBRARY_SOURCES = [
 
 
 def build(name: str = "sim", tree: Path = ROOT, flags: list[str] | None = None) -> Path:
-    """The program build/sim/<name>, made anew if a source, a header or a flag has changed. `tree` holds csrc."""
+    """The program build/sim/<name>, made anew if a source, header or flag has changed. `tree` holds csrc."""
     sources = sorted(HERE.glob("*.c")) + sorted((tree / "csrc/core").glob("*.c"))
     sources += [tree / source for source in LIBRARY_SOURCES]
     headers = sorted((tree / "csrc").glob("*/*.h")) + sorted(HERE.glob("*.h"))

@@ -31,15 +31,15 @@ void suspect_edge(struct world *world, int a, int b, uint64_t until) {
 
 static const enum fault_kind harmless_kinds[] = {FAULT_STALL, FAULT_SLOW_USER, FAULT_CLOSE};
 static const enum fault_kind all_kinds[] = {
-    FAULT_CRASH, FAULT_CRASH,   FAULT_CRASH,        FAULT_POWEROFF,   FAULT_FREEZE, FAULT_FREEZE,
-    FAULT_RESET_CONTROL,        FAULT_RESET_LINK,   FAULT_RESET_LINK, FAULT_BLOCK,  FAULT_BLOCK,
-    FAULT_CUT,   FAULT_ISOLATE, FAULT_STALL,        FAULT_STALL,      FAULT_CLOSE,  FAULT_CLOSE,
-    FAULT_SLOW_USER,            FAULT_MASTER_CRASH, FAULT_MASTER_FREEZE,
+    FAULT_CRASH,  FAULT_CRASH,         FAULT_CRASH,      FAULT_POWEROFF,     FAULT_FREEZE,
+    FAULT_FREEZE, FAULT_RESET_CONTROL, FAULT_RESET_LINK, FAULT_RESET_LINK,   FAULT_BLOCK,
+    FAULT_BLOCK,  FAULT_CUT,           FAULT_ISOLATE,    FAULT_STALL,        FAULT_STALL,
+    FAULT_CLOSE,  FAULT_CLOSE,         FAULT_SLOW_USER,  FAULT_MASTER_CRASH, FAULT_MASTER_FREEZE,
 };
 static const uint16_t trigger_messages[] = {
-    MESSAGE_WELCOME, MESSAGE_PROPOSE, MESSAGE_READY,       MESSAGE_COMMIT_EPOCH, MESSAGE_VOTE,
-    MESSAGE_OP_DONE, MESSAGE_OP_COMMIT, MESSAGE_VOTE_RESULT, MESSAGE_LINK_LOST,  MESSAGE_UNREACHABLE,
-    MESSAGE_GOODBYE, MESSAGE_FAREWELL, MESSAGE_EVICTED,    MESSAGE_VOTE_OPENED,
+    MESSAGE_WELCOME, MESSAGE_PROPOSE,   MESSAGE_READY,       MESSAGE_COMMIT_EPOCH, MESSAGE_VOTE,
+    MESSAGE_OP_DONE, MESSAGE_OP_COMMIT, MESSAGE_VOTE_RESULT, MESSAGE_LINK_LOST,    MESSAGE_UNREACHABLE,
+    MESSAGE_GOODBYE, MESSAGE_FAREWELL,  MESSAGE_EVICTED,     MESSAGE_VOTE_OPENED,
 };
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
@@ -85,8 +85,12 @@ static void add_newcomers(struct world *world) {
         newcomer->a = host;
         if (!world->faultless && chance(&world->random_fault, 15)) {
             struct fault *cut = add(world, chance(&world->random_fault, 50) ? FAULT_CUT : FAULT_BLOCK);
-            *cut = (struct fault){.kind = cut->kind, .trigger = newcomer->trigger, .at = newcomer->at,
-                                  .message = newcomer->message, .a = host, .b = other_host(world, host),
+            *cut = (struct fault){.kind = cut->kind,
+                                  .trigger = newcomer->trigger,
+                                  .at = newcomer->at,
+                                  .message = newcomer->message,
+                                  .a = host,
+                                  .b = other_host(world, host),
                                   .duration = 10 * world->timeout_ns};
         }
     }
@@ -122,8 +126,9 @@ static struct process *process_at(struct world *world, int host) {
 
 static void block(struct world *world, int from, int to, int by) {
     world->blocked[from][to] += by;
-    uint64_t until = by > 0 ? NEVER
-                     : from == 0 || to == 0 ? world->now + grace(world) : world->now + edge_grace(world);
+    uint64_t until = by > 0                 ? NEVER
+                     : from == 0 || to == 0 ? world->now + grace(world)
+                                            : world->now + edge_grace(world);
     if (by < 0) { /* a suspicion for ever ends now, unless another fault still holds */
         world->edge_suspect_until[from][to] = world->edge_suspect_until[to][from] = until;
         if (from == 0 || to == 0) {
@@ -168,8 +173,9 @@ static void block_all(struct world *world, const struct fault *fault, int by) {
 static void reset(struct world *world, const struct fault *fault) {
     for (struct conn *conn = world->conns; conn != NULL; conn = conn->next) {
         int from = conn->ends[0].process->host, to = conn->ends[1].process->host;
-        bool here = fault->kind == FAULT_RESET_CONTROL ? conn->control && from == fault->a
-                                                       : !conn->control && (from == fault->a || to == fault->a);
+        bool here = fault->kind == FAULT_RESET_CONTROL
+                        ? conn->control && from == fault->a
+                        : !conn->control && (from == fault->a || to == fault->a);
         if (here && conn->ends[0].open && conn->ends[1].open) {
             conn_reset(world, conn, "connection reset");
             if (conn->control) {
@@ -324,7 +330,8 @@ void faults_on_message(struct world *world, uint16_t type) {
     uint64_t seen = ++world->message_seen[type];
     for (int i = 0; i < world->fault_count && world->phase == PHASE_ACTIVE; i++) {
         struct fault *fault = &world->faults[i];
-        if (!fault->fired && fault->trigger == TRIGGER_MESSAGE && fault->message == type && seen == fault->at) {
+        if (!fault->fired && fault->trigger == TRIGGER_MESSAGE && fault->message == type &&
+            seen == fault->at) {
             post(world, 0, EVENT_FAULT, NULL, fault, 0);
         }
     }

@@ -37,9 +37,13 @@ int inspect_master_leftovers(const struct master *master, char *text, size_t byt
         !master->admitting) {
         return 0;
     }
-    snprintf(text, bytes, "%d ops, %d groups without peers, %d groups with ops or tags, %d early votes, "
-             "%d connections without a peer, vote %s", ops, groups, chained, early, lost,
-             master->vote.open ? "open" : master->admitting ? "admitting" : "closed");
+    snprintf(text, bytes,
+             "%d ops, %d groups without peers, %d groups with ops or tags, %d early votes, "
+             "%d connections without a peer, vote %s",
+             ops, groups, chained, early, lost,
+             master->vote.open   ? "open"
+             : master->admitting ? "admitting"
+                                 : "closed");
     return 1;
 }
 
@@ -58,7 +62,10 @@ int inspect_peer_leftovers(const struct peer *peer, char *text, size_t bytes) {
     }
     snprintf(text, bytes, "%d ops in use, %d in buckets, %u counted, %u failed tags, %s", MAX_OPS - free_ops,
              chained, (unsigned)peer->op_count, (unsigned)peer->failed_count,
-             peer->vote_call != 0 ? "a vote" : peer->connect_call != 0 ? "a connect"
-             : peer->close_call != 0 ? "a close" : peer->open_vote != VOTE_NONE ? "word of a vote" : "no call");
+             peer->vote_call != 0           ? "a vote"
+             : peer->connect_call != 0      ? "a connect"
+             : peer->close_call != 0        ? "a close"
+             : peer->open_vote != VOTE_NONE ? "word of a vote"
+                                            : "no call");
     return 1;
 }

@@ -117,8 +117,8 @@ struct totals {
 static void count(struct totals *totals, const struct sim_result *result) {
     totals->seeds++;
     totals->events += result->events;
-    totals->fewest_events = totals->seeds == 1 || result->events < totals->fewest_events
-                                ? result->events : totals->fewest_events;
+    totals->fewest_events =
+        totals->seeds == 1 || result->events < totals->fewest_events ? result->events : totals->fewest_events;
     totals->committed += result->ops_committed;
     totals->failed += result->ops_failed;
     totals->epochs += result->epochs;
@@ -206,7 +206,8 @@ static uint64_t run_seeds(struct arguments *arguments, struct totals *totals) {
         }
         totals->by_invariant[result.invariant]++;
         if (totals->failures++ < arguments->keep_going) {
-            printf("FAILED seed %" PRIu64 ": invariant %d: %s\n", options.seed, result.invariant, result.text);
+            printf("FAILED seed %" PRIu64 ": invariant %d: %s\n", options.seed, result.invariant,
+                   result.text);
             continue;
         }
         if (arguments->keep_going == 0) {

@@ -46,7 +46,8 @@ void conn_send(struct world *world, struct conn *conn, int end, enum item_kind k
     item->bytes = bytes;
     item->data = data;
     item->reason = reason;
-    item->at = world->now + path_delay(world, conn->ends[end].process->host, conn->ends[1 - end].process->host);
+    item->at =
+        world->now + path_delay(world, conn->ends[end].process->host, conn->ends[1 - end].process->host);
     if (item->at < pipe->last_at) {
         item->at = pipe->last_at;
     }
@@ -167,7 +168,8 @@ static void deliver(struct world *world, struct conn *conn, int end, const struc
         if (!world->options.wire) {
             memcpy(&world->scratch, message, item->bytes);
         } else if (message_decode(item->data, item->bytes, MAX_MESSAGE_BYTES, &world->scratch, &used) !=
-                       DECODE_OK || used != item->bytes) {
+                       DECODE_OK ||
+                   used != item->bytes) {
             violate(world, 0, "a message does not survive the wire");
         }
         if (process->is_master) {

@@ -267,13 +267,13 @@ struct process *process_start(struct world *world, int host, uint32_t group) {
     if (incarnation > 0) {
         snprintf(process->name + 1, sizeof process->name - 1, "%d", incarnation + 1);
     }
-    struct peer_options options = {.hello = {.version = PROTOCOL_VERSION,
-                                             .oldest_version = OLDEST_PROTOCOL_VERSION,
-                                             .group = process->group,
-                                             .streams = world->streams,
-                                             .timeout_ms = (uint32_t)(process->timeout_ns / MILLISECOND),
-                                             .straggler_timeout_ms =
-                                                 (uint32_t)(world->straggler_ns / MILLISECOND)}};
+    struct peer_options options = {
+        .hello = {.version = PROTOCOL_VERSION,
+                  .oldest_version = OLDEST_PROTOCOL_VERSION,
+                  .group = process->group,
+                  .streams = world->streams,
+                  .timeout_ms = (uint32_t)(process->timeout_ns / MILLISECOND),
+                  .straggler_timeout_ms = (uint32_t)(world->straggler_ns / MILLISECOND)}};
     options.hello.listen = address_of(host, (uint16_t)(1000 + process->index));
     if (host % 2 == 1) {
         options.hello.listen.family = ADDRESS_NONE; /* the master knows where the connection comes from */
@@ -378,10 +378,8 @@ void master_closed(struct process *master, struct conn *conn, const char *reason
         return;
     }
     conn->ends[1].reported = true;
-    struct master_event event = {.kind = MASTER_CLOSED,
-                                 .now_ns = local_time(master),
-                                 .connection = conn->number,
-                                 .reason = reason};
+    struct master_event event = {
+        .kind = MASTER_CLOSED, .now_ns = local_time(master), .connection = conn->number, .reason = reason};
     master_step(master->master, &event);
     arm(master);
 }

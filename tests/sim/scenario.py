@@ -4,7 +4,7 @@ import difflib
 import subprocess
 from pathlib import Path
 
-from tests.sim.build import HERE, build
+from .build import HERE, build
 
 SEPARATOR = "---\n"
 

@@ -199,8 +199,8 @@ static void command(struct script *script) {
 static void split(struct script *script, char *line) {
     line[strcspn(line, "#\r\n")] = '\0';
     script->word_count = 0;
-    for (char *save = NULL, *word = strtok_r(line, " \t", &save); word != NULL && script->word_count < MAX_WORDS;
-         word = strtok_r(NULL, " \t", &save)) {
+    for (char *save = NULL, *word = strtok_r(line, " \t", &save);
+         word != NULL && script->word_count < MAX_WORDS; word = strtok_r(NULL, " \t", &save)) {
         script->words[script->word_count++] = word;
     }
 }

@@ -22,21 +22,21 @@
 #include "wire/message.h"
 
 enum {
-    MAX_HOSTS = 18,        /* host 0 is the master's */
-    MAX_PROCESSES = 96,    /* started in one run, dead ones included */
-    MAX_WORLD = 64,      /* dead ones may still be in a plan */
+    MAX_HOSTS = 18,     /* host 0 is the master's */
+    MAX_PROCESSES = 96, /* started in one run, dead ones included */
+    MAX_WORLD = 64,     /* dead ones may still be in a plan */
     MAX_FAULTS = 64,
-    MAX_BATCH = 4,         /* ops of one round */
+    MAX_BATCH = 4, /* ops of one round */
     MAX_CALL_ELEMENTS = 256,
     MAX_SIM_STREAMS = 3,
     MAX_OPEN_CALLS = 12,
-    SIM_OPS = 16,          /* in flight at one process */
+    SIM_OPS = 16, /* in flight at one process */
     TEXT_BYTES = 1024,
 };
 
 #define MILLISECOND UINT64_C(1000000)
-#define SECOND UINT64_C(1000000000)
-#define NEVER UINT64_MAX
+#define SECOND      UINT64_C(1000000000)
+#define NEVER       UINT64_MAX
 
 struct world;
 struct process;
@@ -57,7 +57,7 @@ struct item {
     uint64_t at;
     enum item_kind kind;
     size_t bytes;
-    const void *data; /* a struct message cut to what it uses, or a struct sim_frame */
+    const void *data;   /* a struct message cut to what it uses, or a struct sim_frame */
     const char *reason; /* ITEM_FIN */
 };
 
@@ -77,8 +77,8 @@ struct conn {
         struct process *process;
         struct link_end *link; /* of a stream */
         bool open;
-        bool greeted; /* master's end: its first message was handed in */
-        bool leaving; /* master's end: the machine had it closed, or the peer said goodbye */
+        bool greeted;  /* master's end: its first message was handed in */
+        bool leaving;  /* master's end: the machine had it closed, or the peer said goodbye */
         bool reported; /* master's end: MASTER_CLOSED was given */
     } ends[2];
     struct pipe pipes[2];
@@ -185,8 +185,8 @@ struct user {
     int mismatches; /* in this stage of this round */
     int open_blocking, open_async;
     bool awake_scheduled, batch_ready, asked_amid_ops, closing;
-    bool reconnects; /* after a close in the middle */
-    uint8_t wrong;   /* enum wrong: the next chance to do so is taken */
+    bool reconnects;  /* after a close in the middle */
+    uint8_t wrong;    /* enum wrong: the next chance to do so is taken */
     uint64_t slow_ns; /* added to the next thought */
     uint64_t rounds_done;
     uint8_t last_pending;
@@ -207,7 +207,7 @@ struct process {
     bool alive, frozen, is_master;
     int64_t offset_ns, skew_ppm;
     uint64_t last_local;
-    uint64_t timer_at; /* of the timer event that counts; NEVER: none */
+    uint64_t timer_at;                          /* of the timer event that counts; NEVER: none */
     struct event_list *backlog, **backlog_tail; /* while frozen */
     /* master */
     struct master *master;
@@ -219,7 +219,7 @@ struct process {
     char name[16];
     struct id id;
     bool has_id;
-    bool member;           /* proposed to, at least once, since the last welcome */
+    bool member; /* proposed to, at least once, since the last welcome */
     struct conn *control;
     uint64_t connect_generation;
     bool connected;
@@ -231,9 +231,9 @@ struct process {
     uint32_t next_grant;
     uint64_t next_call, op_generation;
     struct call *calls[MAX_OPEN_CALLS];
-    int master_run;        /* of the master that the id is from */
+    int master_run; /* of the master that the id is from */
     struct epoch_record *epoch;
-    uint64_t commits; /* OP_FINISH in this epoch */
+    uint64_t commits;       /* OP_FINISH in this epoch */
     struct tag_count *tags; /* in this epoch */
     struct link_end *previous, *next;
     struct user user;
@@ -309,9 +309,9 @@ enum trigger { TRIGGER_EVENT, TRIGGER_TIME, TRIGGER_MESSAGE };
 struct fault {
     enum fault_kind kind;
     enum trigger trigger;
-    uint64_t at;     /* event number, time, or which occurrence of `message` */
+    uint64_t at;      /* event number, time, or which occurrence of `message` */
     uint16_t message; /* TRIGGER_MESSAGE: sent by anybody */
-    int a, b;        /* hosts */
+    int a, b;         /* hosts */
     uint64_t duration;
     uint64_t restart_after; /* 0: never */
     uint8_t wrong;
@@ -360,7 +360,7 @@ enum phase { PHASE_ACTIVE, PHASE_CALM, PHASE_QUIET, PHASE_CLOSING, PHASE_OVER };
 struct sim_options {
     uint64_t seed;
     bool trace;
-    bool wire; /* messages go through the encoder and the decoder */
+    bool wire;        /* messages go through the encoder and the decoder */
     uint64_t without; /* faults left out, by bit */
     int max_hosts;    /* 0: as the seed says */
     bool no_jitter;
@@ -413,7 +413,7 @@ struct world {
     uint64_t message_seen[MESSAGE_TYPE_END];
     enum phase phase;
     uint64_t phase_deadline, end_round, last_progress;
-    uint64_t calm_round; /* from here on users skip no update_topology, so that all get in */
+    uint64_t calm_round;             /* from here on users skip no update_topology, so that all get in */
     uint64_t vote_event, vote_round; /* when update_topology ended last, and in which round */
     bool fault_ever;
     uint64_t committed, failed, evictions;
@@ -468,8 +468,7 @@ struct process *master_start(struct world *world);
 uint64_t local_time(struct process *process);
 void process_step(struct process *process, const struct peer_event *event);
 void process_tick(struct process *process);
-void process_post(struct process *process, uint64_t delay, const struct peer_event *event,
-                  struct conn *conn);
+void process_post(struct process *process, uint64_t delay, const struct peer_event *event, struct conn *conn);
 void process_posted(struct process *process, const struct posted_event *posted);
 void process_die(struct process *process, bool silent);
 void process_freeze(struct process *process);
@@ -513,7 +512,9 @@ bool faults_done(const struct world *world);
 void suspect_host(struct world *world, int host, uint64_t until);
 void suspect_edge(struct world *world, int a, int b, uint64_t until);
 
-/* check.c */
+/* check.c, check_rest.c */
+/* Known to the master; the process itself may not know yet that it is out. */
+bool is_in(const struct process *process);
 struct epoch_record *check_epoch(struct world *world, int run, uint64_t epoch);
 void check_propose(struct world *world, const struct conn *conn, const struct message_propose *propose);
 void check_vote_result(struct world *world, const struct conn *conn,

@@ -19,9 +19,9 @@ void trace(struct world *world, const char *format, ...) {
         return;
     }
     char text[2 * TEXT_BYTES];
-    int used = world->scripted
-                   ? snprintf(text, sizeof text, "%9.3f ", (double)world->now / 1e6)
-                   : snprintf(text, sizeof text, "%12.6f #%-5" PRIu64 " ", (double)world->now / 1e6, world->events);
+    int used = world->scripted ? snprintf(text, sizeof text, "%9.3f ", (double)world->now / 1e6)
+                               : snprintf(text, sizeof text, "%12.6f #%-5" PRIu64 " ",
+                                          (double)world->now / 1e6, world->events);
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text + used, sizeof text - (size_t)used, format, arguments);
@@ -43,12 +43,25 @@ const char *id_name(struct world *world, const struct id *id) {
 }
 
 const char *status_name(uint16_t status) {
-    static const char *const names[] = {"Success", "NotInitialized", "InternalError", "InvalidArgument",
-                                        "InvalidUsage", "TooFewPeers", "MasterConnectionFailed",
-                                        "RankConnectionFailed", "RankConnectionLost",
-                                        "NoSharedStateAvailable", "PendingAsyncOps", "UpdateTopologyFailed",
-                                        "TopologyOptimizationFailed", "Timeout", "MasterConnectionLost",
-                                        "Mismatch", "Evicted", "Refused", "OutOfMemory"};
+    static const char *const names[] = {"Success",
+                                        "NotInitialized",
+                                        "InternalError",
+                                        "InvalidArgument",
+                                        "InvalidUsage",
+                                        "TooFewPeers",
+                                        "MasterConnectionFailed",
+                                        "RankConnectionFailed",
+                                        "RankConnectionLost",
+                                        "NoSharedStateAvailable",
+                                        "PendingAsyncOps",
+                                        "UpdateTopologyFailed",
+                                        "TopologyOptimizationFailed",
+                                        "Timeout",
+                                        "MasterConnectionLost",
+                                        "Mismatch",
+                                        "Evicted",
+                                        "Refused",
+                                        "OutOfMemory"};
     return status < sizeof names / sizeof names[0] ? names[status] : "?";
 }
 
@@ -59,9 +72,10 @@ const char *vote_name(uint8_t vote) {
 }
 
 const char *fault_name(enum fault_kind kind) {
-    static const char *const names[] = {"newcomer", "crash", "power-off", "freeze", "control reset",
-                                        "link reset", "one-way block", "cut", "isolation", "stall",
-                                        "master crash", "master freeze", "close", "slow user", "wrong user"};
+    static const char *const names[] = {"newcomer",      "crash",      "power-off",     "freeze",
+                                        "control reset", "link reset", "one-way block", "cut",
+                                        "isolation",     "stall",      "master crash",  "master freeze",
+                                        "close",         "slow user",  "wrong user"};
     return kind < FAULT_KIND_END ? names[kind] : "?";
 }
 
@@ -106,6 +120,41 @@ static void describe_stragglers(struct world *world, const char *name, const str
     }
 }
 
+static void describe_op_message(struct world *world, const struct message *message, char *text,
+                                size_t bytes) {
+    const char *name = message_name(message->type);
+    switch (message->type) {
+    case MESSAGE_OP_DONE:
+    case MESSAGE_OP_COMMIT:
+        snprintf(text, bytes, "%s epoch=%" PRIu64 " tag=%" PRIu64, name, message->as.op.epoch,
+                 message->as.op.tag);
+        break;
+    case MESSAGE_OP_WAITING:
+        snprintf(text, bytes, "%s epoch=%" PRIu64 " tag=%" PRIu64 " for %u ms", name,
+                 message->as.op_waiting.epoch, message->as.op_waiting.tag,
+                 (unsigned)message->as.op_waiting.waited_ms);
+        break;
+    case MESSAGE_OP_MISMATCH:
+        snprintf(text, bytes, "%s epoch=%" PRIu64 " tag=%" PRIu64 " with %s", name,
+                 message->as.op_mismatch.epoch, message->as.op_mismatch.tag,
+                 id_name(world, &message->as.op_mismatch.other));
+        break;
+    case MESSAGE_OP_CONFLICT:
+        snprintf(text, bytes, "%s epoch=%" PRIu64 " tag=%" PRIu64 " with %s", name,
+                 message->as.op_conflict.epoch, message->as.op_conflict.tag,
+                 vote_name(message->as.op_conflict.kind));
+        break;
+    case MESSAGE_OP_ABORT:
+        snprintf(text, bytes, "%s epoch=%" PRIu64 " tag=%" PRIu64 " %s: %s", name, message->as.op_abort.epoch,
+                 message->as.op_abort.tag, status_name(message->as.op_abort.status),
+                 message->as.op_abort.reason);
+        break;
+    default:
+        snprintf(text, bytes, "%s", name);
+        break;
+    }
+}
+
 void message_describe(struct world *world, const struct message *message, char *text, size_t bytes) {
     if (!world->options.trace) {
         text[0] = '\0';
@@ -139,31 +188,6 @@ void message_describe(struct world *world, const struct message *message, char *
                  status_name(message->as.vote_result.status), message->as.vote_result.value,
                  message->as.vote_result.reason);
         break;
-    case MESSAGE_OP_DONE:
-    case MESSAGE_OP_COMMIT:
-        snprintf(text, bytes, "%s epoch=%" PRIu64 " tag=%" PRIu64, name, message->as.op.epoch,
-                 message->as.op.tag);
-        break;
-    case MESSAGE_OP_WAITING:
-        snprintf(text, bytes, "%s epoch=%" PRIu64 " tag=%" PRIu64 " for %u ms", name,
-                 message->as.op_waiting.epoch, message->as.op_waiting.tag,
-                 (unsigned)message->as.op_waiting.waited_ms);
-        break;
-    case MESSAGE_OP_MISMATCH:
-        snprintf(text, bytes, "%s epoch=%" PRIu64 " tag=%" PRIu64 " with %s", name,
-                 message->as.op_mismatch.epoch, message->as.op_mismatch.tag,
-                 id_name(world, &message->as.op_mismatch.other));
-        break;
-    case MESSAGE_OP_CONFLICT:
-        snprintf(text, bytes, "%s epoch=%" PRIu64 " tag=%" PRIu64 " with %s", name,
-                 message->as.op_conflict.epoch, message->as.op_conflict.tag,
-                 vote_name(message->as.op_conflict.kind));
-        break;
-    case MESSAGE_OP_ABORT:
-        snprintf(text, bytes, "%s epoch=%" PRIu64 " tag=%" PRIu64 " %s: %s", name,
-                 message->as.op_abort.epoch, message->as.op_abort.tag,
-                 status_name(message->as.op_abort.status), message->as.op_abort.reason);
-        break;
     case MESSAGE_OP_STRAGGLERS:
     case MESSAGE_VOTE_WAITING:
         describe_stragglers(world, name, &message->as.stragglers, text, bytes);
@@ -178,7 +202,7 @@ void message_describe(struct world *world, const struct message *message, char *
                  (unsigned)message->as.census.groups, (unsigned)message->as.census.largest_group);
         break;
     default:
-        snprintf(text, bytes, "%s", name);
+        describe_op_message(world, message, text, bytes);
         break;
     }
 }

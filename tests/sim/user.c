@@ -34,7 +34,8 @@ static void plan_round(const struct process *process, uint64_t round, struct rou
         op->tag = chance(&group, 60) ? (uint64_t)i : 1000 + round * MAX_BATCH + (uint64_t)i;
         op->descriptor.kind = OP_ALL_REDUCE;
         op->descriptor.datatype = pcclInt64;
-        op->descriptor.reduce_op = (uint8_t[]){pcclSum, pcclSum, pcclMax, pcclProd, pcclMin}[below(&group, 5)];
+        op->descriptor.reduce_op =
+            (uint8_t[]){pcclSum, pcclSum, pcclMax, pcclProd, pcclMin}[below(&group, 5)];
         op->descriptor.count = 1 + below(&group, chance(&group, 50) ? 24 : MAX_CALL_ELEMENTS);
         op->bound_ns = bounded ? world->timeout_ns / 8 + below(&group, 3 * world->timeout_ns) : 0;
     }
