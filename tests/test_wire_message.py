@@ -150,7 +150,7 @@ BEYOND_LIMITS = [
     changed("CENSUS", groups=lib.MAX_PEERS + 1),
     changed("CENSUS", largest_group=lib.MAX_PEERS + 1),
     changed("PROPOSE", fate=lib.FATE_ABORT - 1),
-    changed("PROPOSE", fate=lib.FATE_END + 1),
+    changed("PROPOSE", fate=lib.FATE_END),
     changed("PROPOSE", status=19),
     changed("PROPOSE", has_guilty_tag=2),
     changed("PROPOSE", rank=2),
@@ -181,6 +181,13 @@ BEYOND_LIMITS = [
     changed("OP_STRAGGLERS", total=0),
     changed("OP_STRAGGLERS", total=lib.MAX_PEERS + 1),
     changed("OP_STRAGGLERS", total=9, peers=[bytes(16)] * (lib.MAX_NAMED_STRAGGLERS + 1)),
+    changed("SYNC_OFFER", strategy=3),
+    changed("SYNC_PLAN", role=0),
+    changed("SYNC_PLAN", role=lib.SYNC_ROLE_END),
+    changed("SYNC_PLAN", sources=[PEER] * (lib.MAX_SYNC_SOURCES + 1)),
+    changed("SYNC_REPORT", progress=0),
+    changed("SYNC_REPORT", progress=lib.SYNC_PROGRESS_END),
+    changed("SYNC_REPORT", status=19),
     changed("EVICTED", status=19),
 ]
 

@@ -66,6 +66,7 @@ descriptors = st.fixed_dictionaries(
         "count": u64,
     }
 )
+digests = ids
 votes = up_to(lib.VOTE_KIND_END - 1, 1)
 announcements = st.fixed_dictionaries({"kind": up_to(lib.VOTE_KIND_END - 1), "peer": ids})
 refusals = st.fixed_dictionaries({"status": results, "reason": reasons})
@@ -90,7 +91,7 @@ def proposals(draw: st.DrawFn) -> dict[str, Any]:
         st.fixed_dictionaries(
             {
                 "epoch": u64,
-                "fate": up_to(lib.FATE_END, lib.FATE_ABORT),
+                "fate": up_to(lib.FATE_END - 1, lib.FATE_ABORT),
                 "status": results,
                 "has_guilty_tag": st.booleans(),
                 "guilty_tag": u64,
@@ -152,6 +153,23 @@ FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "OP_ABORT": st.fixed_dictionaries({"epoch": u64, "tag": u64, "status": results, "reason": reasons}),
     "OP_WAITING": st.fixed_dictionaries({"epoch": u64, "tag": u64, "waited_ms": u32}),
     "OP_STRAGGLERS": stragglers(),
+    "SYNC_OFFER": st.fixed_dictionaries(
+        {"revision": u64, "strategy": up_to(2), "keys": digests, "content": digests}
+    ),
+    "SYNC_PLAN": st.fixed_dictionaries(
+        {
+            "sync": u64,
+            "revision": u64,
+            "keys": digests,
+            "content": digests,
+            "role": up_to(lib.SYNC_ROLE_END - 1, 1),
+            "key": ids,
+            "sources": st.lists(members, max_size=lib.MAX_SYNC_SOURCES),
+        }
+    ),
+    "SYNC_REPORT": st.fixed_dictionaries(
+        {"sync": u64, "progress": up_to(lib.SYNC_PROGRESS_END - 1, 1), "status": results, "reason": reasons}
+    ),
     "HEARTBEAT": st.just({}),
     "GOODBYE": st.just({}),
     "FAREWELL": st.just({}),
@@ -206,6 +224,15 @@ _HELLO = {
     "listen": _V4,
     "name": b"ada",
 }
+_SYNC_PLAN = {
+    "sync": 4,
+    "revision": 9,
+    "keys": _ID,
+    "content": _ID[::-1],
+    "role": 2,
+    "key": _ID,
+    "sources": _MEMBERS,
+}
 EXAMPLES = {
     name: Message(name, fields)
     for name, fields in {
@@ -229,6 +256,9 @@ EXAMPLES = {
         "OP_ABORT": {**_OP, "status": 13, "reason": b"5 s have passed"},
         "OP_WAITING": {**_OP, "waited_ms": 500},
         "OP_STRAGGLERS": {"kind": 0, **_WAITING},
+        "SYNC_OFFER": {"revision": 9, "strategy": 2, "keys": _ID, "content": _ID[::-1]},
+        "SYNC_PLAN": _SYNC_PLAN,
+        "SYNC_REPORT": {"sync": 4, "progress": 3, "status": 15, "reason": b"names differ"},
         "HEARTBEAT": {},
         "GOODBYE": {},
         "FAREWELL": {},
@@ -290,6 +320,13 @@ def _propose(f: dict[str, Any]) -> bytes:
     return numbers + _text(f["reason"]) + counts + b"".join(links + peers)
 
 
+def _sync_plan(f: dict[str, Any]) -> bytes:
+    peers = [member["id"] + _address(member["address"]) + _text(member["name"]) for member in f["sources"]]
+    start = struct.pack("<QQ", f["sync"], f["revision"]) + f["keys"] + f["content"]
+    middle = struct.pack("<B", f["role"]) + f["key"] + struct.pack("<H", len(f["sources"]))
+    return start + middle + b"".join(peers)
+
+
 def _stragglers(f: dict[str, Any]) -> bytes:
     named = f.get("named", len(f["peers"]))
     numbers = struct.pack("<BQQIHH", f["kind"], f["epoch"], f["tag"], f["waited_ms"], f["total"], named)
@@ -318,6 +355,12 @@ def _body(name: str, f: dict[str, Any]) -> bytes:
             return struct.pack("<B", f["kind"]) + f["peer"]
         case "VOTE_WAITING" | "OP_STRAGGLERS":
             return _stragglers(f)
+        case "SYNC_OFFER":
+            return struct.pack("<QB", f["revision"], f["strategy"]) + f["keys"] + f["content"]
+        case "SYNC_PLAN":
+            return _sync_plan(f)
+        case "SYNC_REPORT":
+            return struct.pack("<QBH", f["sync"], f["progress"], f["status"]) + _text(f["reason"])
         case "VOTE_RESULT":
             return struct.pack("<BHQ", f["kind"], f["status"], f["value"]) + _text(f["reason"])
         case "OP_DONE" | "OP_COMMIT":
@@ -355,7 +398,13 @@ _MEMBER_OF_UNION = {
     "OP_COMMIT": "op",
 }
 _BODILESS = {"HEARTBEAT", "GOODBYE", "FAREWELL"}
-_COUNTS = {"links": "link_count", "members": "world", "failed_tags": "failed_count", "peers": "named"}
+_COUNTS = {
+    "links": "link_count",
+    "members": "world",
+    "failed_tags": "failed_count",
+    "peers": "named",
+    "sources": "source_count",
+}
 _BYTES_OF_FAMILY = {0: 0, 4: 4, 6: 16}
 
 
@@ -392,7 +441,7 @@ def _write_one(target: Any, value: Any) -> None:
 
 def _read(source: Any) -> Any:
     kind = ffi.typeof(source)
-    if kind.cname == "struct id":
+    if kind.cname in ("struct id", "struct digest"):
         return bytes(ffi.buffer(source.bytes))
     if kind.cname == "struct address":
         size = _BYTES_OF_FAMILY[source.family]

@@ -85,6 +85,7 @@ void master_settle(struct master *master) {
     if (slot_set_next(&master->members, 0) < 0 && master_epoch_all_formed(master)) {
         master_join_admit(master);
     }
+    master_sync_settle(master);
     master_vote_settle(master);
 }
 
@@ -101,6 +102,12 @@ static void member_message(struct master *master, int slot, const struct message
         break;
     case MESSAGE_VOTE:
         master_vote(master, slot, &message->as.vote);
+        break;
+    case MESSAGE_SYNC_OFFER:
+        master_sync_offer(master, slot, &message->as.sync_offer);
+        break;
+    case MESSAGE_SYNC_REPORT:
+        master_sync_report(master, slot, &message->as.sync_report);
         break;
     case MESSAGE_OP_DONE:
         master_op_done(master, slot, &message->as.op);
@@ -167,6 +174,7 @@ static void check_time(struct master *master) {
     master_epoch_check(master);
     master_op_check(master);
     master_vote_check(master);
+    master_sync_check(master);
     if (master->tick_ns != UINT64_MAX) {
         master_watch(master, master->now_ns + master->tick_ns);
     }

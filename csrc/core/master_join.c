@@ -38,6 +38,9 @@ static int find_or_make_group(struct master *master, uint32_t number) {
     group->lost_streak = 0;
     group->last_failed_ns = group->forgiven_ns = 0;
     group->failed_count = 0;
+    rendezvous_close(&group->sync);
+    group->sync_number = 0;
+    group->has_revision = false;
     group->first_op = NO_MASTER_OP;
     return free;
 }
@@ -135,6 +138,7 @@ static int free_slot(struct master *master, int slot) {
     master->connections[slot] = 0;
     slot_set_remove(&master->members, slot);
     master_vote_withdraw(master, slot);
+    master_sync_withdraw(master, slot);
     if (!group_has_peers(master, group)) {
         master_op_forget(master, group);
         master->groups[group].used = false;

@@ -25,7 +25,19 @@ struct slot {
     uint64_t last_heard_ns;
     uint64_t order; /* of arrival */
     bool ready;     /* for the group's plan */
+    uint8_t sync_part;  /* enum sync_part */
+    bool sync_touched;  /* its memory is not what it offered any more */
+    struct message_sync_offer offer;
     uint8_t early_vote; /* cast before the vote that admitted this peer has ended: counts in the next */
+};
+
+/* What a peer does in the sync of its group. */
+enum sync_part {
+    SYNC_PART_NONE,
+    SYNC_PART_OFFERED,  /* waits for the others' offers */
+    SYNC_PART_HOLDS,    /* has the elected state */
+    SYNC_PART_FETCHES,
+    SYNC_PART_DISAGREES, /* only sends, and has another state: the call fails for it alone */
 };
 
 /* The plan is the newest epoch that was proposed; it is committed if `epoch` equals `plan_epoch`. */
@@ -47,6 +59,13 @@ struct group {
     uint16_t failed_count; /* tags aborted since the last committed epoch */
     uint64_t failed_tags[MAX_FAILED_TAGS];
     int16_t first_op; /* list of open ops */
+
+    struct rendezvous sync;  /* of sync_shared_state */
+    uint64_t sync_number;    /* of the plan under way; 0: none, still waiting for offers */
+    struct id sync_key;
+    struct message_sync_offer elected;
+    bool has_revision;       /* a sync has succeeded in this group, and set `revision` */
+    uint64_t revision;
 };
 
 /* An op that some member has finished, or has asked about. */
@@ -72,7 +91,7 @@ struct master {
     uint64_t next_check_ns; /* nothing times out before */
     uint64_t tick_ns;       /* the longest time between two checks */
     struct id run;
-    uint64_t last_epoch, last_order;
+    uint64_t last_epoch, last_order, last_sync;
 
     uint64_t connections[MAX_PEERS]; /* of each slot; 0: free */
     struct slot slots[MAX_PEERS];
@@ -163,11 +182,41 @@ void master_op_abort(struct master *master, int slot, const struct message_op_ab
 void master_op_forget(struct master *master, int group); /* all open ops of the group */
 void master_op_check(struct master *master);
 
-/* master_vote.c */
+/* master_vote.c: joint calls. Those of the whole run share the rendezvous master->vote; that of
+ * sync_shared_state is one of each group, group->sync. A group never waits in two at a time. */
 void master_vote(struct master *master, int slot, const struct message_vote *vote);
+void master_vote_result(struct master *master, int slot, uint8_t kind, uint16_t status, uint64_t value,
+                        const char *reason);
+/* `slot` comes, and those of its group who have not are told, if it is the first. */
+void master_vote_come(struct master *master, struct rendezvous *vote, uint8_t kind, int slot);
+/* Newcomers are being let in: calls count when that is over. */
+bool master_vote_must_wait(const struct master *master);
+/* Tells those members of the group who have not come what is open; `first` NO_SLOT: nothing any more. */
+void master_vote_announce(struct master *master, int group, const struct rendezvous *vote, int first);
+/* The first of this group who has come, or NO_SLOT. */
+int master_vote_first_of(const struct master *master, const struct rendezvous *vote, int group);
+/* `slot` calls something else than those who wait in `vote`: an error for all of them. */
+void master_vote_mismatch(struct master *master, int slot, uint8_t kind, struct rendezvous *vote);
+/* One result for all who came. */
+void master_vote_end(struct master *master, struct rendezvous *vote, uint16_t status, const char *reason);
+void master_vote_withdraw_from(struct master *master, struct rendezvous *vote, int slot);
+/* Tells those who wait who is missing, when it is time; returns one whom they have waited for too long,
+ * or NO_SLOT. */
+int master_vote_remind(struct master *master, struct rendezvous *vote, const struct slot_set *members);
+void master_vote_evict(struct master *master, int slot, const struct rendezvous *vote);
 void master_vote_conflict(struct master *master, int slot, const struct message_op_conflict *conflict);
 void master_vote_withdraw(struct master *master, int slot);
 void master_vote_settle(struct master *master);
 void master_vote_check(struct master *master);
+
+/* master_sync.c: the joint call sync_shared_state of a group. */
+void master_sync_offer(struct master *master, int slot, const struct message_sync_offer *offer);
+void master_sync_report(struct master *master, int slot, const struct message_sync_report *report);
+void master_sync_withdraw(struct master *master, int slot);
+/* Ends the group's call with a failure for all who came. */
+void master_sync_end(struct master *master, int group, uint16_t status, const char *reason);
+int master_sync_group(const struct master *master, const struct rendezvous *sync);
+void master_sync_settle(struct master *master);
+void master_sync_check(struct master *master);
 
 #endif

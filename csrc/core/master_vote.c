@@ -11,7 +11,7 @@ static int next_member(const struct master *master, int from) {
     return from < MAX_PEERS ? slot_set_next(&master->members, from) : -1;
 }
 
-static void send_result(struct master *master, int slot, uint8_t kind, uint16_t status, uint64_t value,
+void master_vote_result(struct master *master, int slot, uint8_t kind, uint16_t status, uint64_t value,
                         const char *reason) {
     struct message message = {.type = MESSAGE_VOTE_RESULT};
     message.as.vote_result.kind = kind;
@@ -21,22 +21,21 @@ static void send_result(struct master *master, int slot, uint8_t kind, uint16_t 
     master_send(master, slot, &message);
 }
 
-/* Tells those members of the group who have not come what is open; `first` NO_SLOT: nothing any more. */
-static void announce(struct master *master, int group, uint8_t kind, int first) {
+void master_vote_announce(struct master *master, int group, const struct rendezvous *vote, int first) {
     struct message message = {.type = MESSAGE_VOTE_OPENED};
-    message.as.vote.kind = kind;
+    message.as.vote.kind = first == NO_SLOT ? VOTE_NONE : vote->kind;
     message.as.vote.peer = first == NO_SLOT ? (struct id){{0}} : master->slots[first].id;
     for (int slot = next_member(master, 0); slot >= 0; slot = next_member(master, slot + 1)) {
-        if (master->slots[slot].group == group && !slot_set_has(&master->vote.come, slot)) {
+        if (master->slots[slot].group == group && !slot_set_has(&vote->come, slot)) {
             master_send(master, slot, &message);
         }
     }
     master->groups[group].vote_announced = first != NO_SLOT;
 }
 
-static int first_voter_of(const struct master *master, int group) {
-    for (int slot = slot_set_next(&master->vote.come, 0); slot >= 0;
-         slot = slot + 1 < MAX_PEERS ? slot_set_next(&master->vote.come, slot + 1) : -1) {
+int master_vote_first_of(const struct master *master, const struct rendezvous *vote, int group) {
+    for (int slot = vote->open ? slot_set_next(&vote->come, 0) : -1; slot >= 0;
+         slot = slot + 1 < MAX_PEERS ? slot_set_next(&vote->come, slot + 1) : -1) {
         if (master->slots[slot].group == group) {
             return slot;
         }
@@ -49,8 +48,9 @@ static void end_vote(struct master *master, uint16_t status, uint64_t value, con
     uint8_t kind = master->vote.kind;
     struct slot_set come = master->vote.come;
     for (int group = 0; group < MAX_PEERS; group++) {
-        if (master->groups[group].used && master->groups[group].vote_announced) {
-            announce(master, group, VOTE_NONE, NO_SLOT);
+        if (master->groups[group].used && !master->groups[group].sync.open &&
+            master->groups[group].vote_announced) { /* else it is another call that is announced there */
+            master_vote_announce(master, group, &master->vote, NO_SLOT);
         }
     }
     rendezvous_close(&master->vote);
@@ -58,7 +58,7 @@ static void end_vote(struct master *master, uint16_t status, uint64_t value, con
     master->admitting = false;
     for (int slot = 0; slot < MAX_PEERS; slot++) {
         if (slot_set_has(&come, slot)) {
-            send_result(master, slot, kind, status, value, reason);
+            master_vote_result(master, slot, kind, status, value, reason);
         }
     }
 }
@@ -68,7 +68,13 @@ static void count_early_votes(struct master *master) {
     for (int slot = 0; slot < MAX_PEERS; slot++) {
         struct message_vote vote = {.kind = master->slots[slot].early_vote};
         master->slots[slot].early_vote = VOTE_NONE;
-        if (vote.kind != VOTE_NONE && slot_set_has(&master->members, slot)) {
+        if (vote.kind == VOTE_NONE || !slot_set_has(&master->members, slot)) {
+            continue;
+        }
+        if (vote.kind == VOTE_SYNC_STATE) {
+            struct message_sync_offer offer = master->slots[slot].offer;
+            master_sync_offer(master, slot, &offer);
+        } else {
             master_vote(master, slot, &vote);
         }
     }
@@ -85,45 +91,56 @@ static bool is_anybody_joining(const struct master *master) {
     return false;
 }
 
-static void mismatched_votes(struct master *master, int slot, uint8_t kind) {
+void master_vote_mismatch(struct master *master, int slot, uint8_t kind, struct rendezvous *vote) {
     char reason[MAX_REASON_BYTES + 1], first[LABEL_BYTES], second[LABEL_BYTES];
+    int other = master_vote_first_of(master, vote, master->slots[slot].group);
     snprintf(reason, sizeof reason, "joint calls differ: peer %s called %s, peer %s called %s",
-             master_label(master, master->vote.first, first), vote_kind_name(master->vote.kind),
+             master_label(master, other != NO_SLOT ? other : vote->first, first), vote_kind_name(vote->kind),
              master_label(master, slot, second), vote_kind_name(kind));
     master_log(master, "%s", reason);
-    end_vote(master, pcclMismatch, 0, reason);
-    send_result(master, slot, kind, pcclMismatch, 0, reason);
+    master_vote_end(master, vote, pcclMismatch, reason);
+    master_vote_result(master, slot, kind, pcclMismatch, 0, reason);
 }
 
-void master_vote(struct master *master, int slot, const struct message_vote *vote) {
-    if (master->slots[slot].state != SLOT_MEMBER || vote->kind == VOTE_NONE) {
-        master_join_evict(master, slot, pcclEvicted, "it voted although it has no vote");
-        return;
+void master_vote_end(struct master *master, struct rendezvous *vote, uint16_t status, const char *reason) {
+    if (vote == &master->vote) {
+        end_vote(master, status, 0, reason);
+    } else {
+        master_sync_end(master, master_sync_group(master, vote), status, reason);
     }
-    if (vote->kind == VOTE_SYNC_STATE) {
-        send_result(master, slot, vote->kind, pcclInvalidUsage, 0,
-                    "this master does not know shared state: install the same version of pccl on both");
-        return;
-    }
-    if (master->admitting || is_anybody_joining(master)) {
-        master->slots[slot].early_vote = vote->kind;
-        return;
-    }
-    if (master->vote.open && master->vote.kind != vote->kind) {
-        mismatched_votes(master, slot, vote->kind);
-        return;
-    }
-    if (!rendezvous_come(&master->vote, vote->kind, slot, master->now_ns)) {
-        return;
-    }
-    if (master->vote.next_report_ns == 0) {
-        master->vote.next_report_ns = master->now_ns + master->slots[slot].timeout_ns;
+}
+
+bool master_vote_must_wait(const struct master *master) {
+    return master->admitting || is_anybody_joining(master);
+}
+
+void master_vote_come(struct master *master, struct rendezvous *vote, uint8_t kind, int slot) {
+    rendezvous_come(vote, kind, slot, master->now_ns);
+    if (vote->next_report_ns == 0) {
+        vote->next_report_ns = master->now_ns + master->slots[slot].timeout_ns;
     }
     master_watch(master, master->now_ns); /* its straggler timeout may be the shortest */
     if (!master->groups[master->slots[slot].group].vote_announced) {
-        announce(master, master->slots[slot].group, vote->kind, slot);
+        master_vote_announce(master, master->slots[slot].group, vote, slot);
     }
-    master_settle(master);
+}
+
+void master_vote(struct master *master, int slot, const struct message_vote *vote) {
+    if (master->slots[slot].state != SLOT_MEMBER || vote->kind == VOTE_NONE || vote->kind == VOTE_SYNC_STATE) {
+        master_join_evict(master, slot, pcclEvicted, "it voted although it has no such vote");
+        return;
+    }
+    struct rendezvous *sync = &master->groups[master->slots[slot].group].sync;
+    if (master_vote_must_wait(master)) {
+        master->slots[slot].early_vote = vote->kind;
+    } else if (sync->open) {
+        master_vote_mismatch(master, slot, vote->kind, sync);
+    } else if (master->vote.open && master->vote.kind != vote->kind) {
+        master_vote_mismatch(master, slot, vote->kind, &master->vote);
+    } else if (!master->vote.open || !slot_set_has(&master->vote.come, slot)) {
+        master_vote_come(master, &master->vote, vote->kind, slot);
+        master_settle(master);
+    }
 }
 
 static void complete(struct master *master) {
@@ -157,25 +174,31 @@ void master_vote_settle(struct master *master) {
     }
 }
 
-void master_vote_withdraw(struct master *master, int slot) {
+void master_vote_withdraw_from(struct master *master, struct rendezvous *vote, int slot) {
     int group = master->slots[slot].group;
-    bool had_come = master->vote.open && slot_set_has(&master->vote.come, slot);
-    rendezvous_withdraw(&master->vote, slot);
+    bool had_come = vote->open && slot_set_has(&vote->come, slot);
+    rendezvous_withdraw(vote, slot);
+    if (had_come && master->groups[group].vote_announced &&
+        master_vote_first_of(master, vote, group) == NO_SLOT) {
+        master_vote_announce(master, group, vote, NO_SLOT);
+    }
+}
+
+void master_vote_withdraw(struct master *master, int slot) {
+    master_vote_withdraw_from(master, &master->vote, slot);
     if (!master->vote.open) {
         master->admitting = false;
-    }
-    if (had_come && master->groups[group].vote_announced && first_voter_of(master, group) == NO_SLOT) {
-        announce(master, group, VOTE_NONE, NO_SLOT);
     }
 }
 
 void master_vote_conflict(struct master *master, int slot, const struct message_op_conflict *conflict) {
     int index = master->slots[slot].group;
     struct group *group = &master->groups[index];
+    struct rendezvous *vote = conflict->kind == VOTE_SYNC_STATE ? &group->sync : &master->vote;
     bool current = master->slots[slot].state == SLOT_MEMBER && group->epoch != 0 &&
-                   group->epoch == conflict->epoch && master->vote.open &&
-                   master->vote.kind == conflict->kind && !slot_set_has(&master->vote.come, slot);
-    int voter = current ? first_voter_of(master, index) : NO_SLOT;
+                   group->epoch == conflict->epoch && vote->open && vote->kind == conflict->kind &&
+                   !slot_set_has(&vote->come, slot);
+    int voter = current ? master_vote_first_of(master, vote, index) : NO_SLOT;
     if (voter == NO_SLOT) {
         return;
     }
@@ -186,68 +209,75 @@ void master_vote_conflict(struct master *master, int slot, const struct message_
                      master_label(master, slot, second), describe_op(&conflict->mine, op), conflict->tag);
     ending.has_guilty_tag = true;
     ending.guilty_tag = conflict->tag;
-    end_vote(master, pcclMismatch, 0, ending.reason);
+    master_vote_end(master, vote, pcclMismatch, ending.reason);
     master_epoch_reform(master, index, &ending);
     master_settle(master);
 }
 
-/* Tells the voters who is missing; returns the shortest straggler timeout among them. */
-static uint64_t report_missing(struct master *master, bool tell) {
+/* Tells those who came who is missing; returns the shortest straggler timeout among them. */
+static uint64_t report_missing(struct master *master, const struct rendezvous *vote,
+                               const struct slot_set *members, bool tell) {
     struct message message = {.type = MESSAGE_VOTE_WAITING};
     struct message_stragglers *report = &message.as.stragglers;
-    report->kind = master->vote.kind;
-    report->waited_ms = (uint32_t)((master->now_ns - master->vote.opened_ns) / 1000000);
+    report->kind = vote->kind;
+    report->waited_ms = (uint32_t)((master->now_ns - vote->opened_ns) / 1000000);
     uint64_t shortest_ns = UINT64_MAX;
-    for (int slot = next_member(master, 0); slot >= 0; slot = next_member(master, slot + 1)) {
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
         uint64_t straggler_ns = master->slots[slot].straggler_timeout_ns;
-        if (slot_set_has(&master->vote.come, slot)) {
+        if (slot_set_has(&vote->come, slot)) {
             shortest_ns = straggler_ns != 0 && straggler_ns < shortest_ns ? straggler_ns : shortest_ns;
-            continue;
-        }
-        report->total++;
-        if (report->named < MAX_NAMED_STRAGGLERS) {
-            report->peers[report->named++] = master->slots[slot].id;
+        } else if (slot_set_has(members, slot)) {
+            report->total++;
+            if (report->named < MAX_NAMED_STRAGGLERS) {
+                report->peers[report->named++] = master->slots[slot].id;
+            }
         }
     }
     for (int slot = 0; slot < MAX_PEERS && tell; slot++) {
-        if (slot_set_has(&master->vote.come, slot)) {
+        if (slot_set_has(&vote->come, slot)) {
             master_send(master, slot, &message);
         }
     }
     return shortest_ns;
 }
 
-static int find_missing(const struct master *master) {
-    for (int slot = next_member(master, 0); slot >= 0; slot = next_member(master, slot + 1)) {
-        if (!slot_set_has(&master->vote.come, slot)) {
+static int find_missing(const struct rendezvous *vote, const struct slot_set *members) {
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        if (slot_set_has(members, slot) && !slot_set_has(&vote->come, slot)) {
             return slot;
         }
     }
     return NO_SLOT;
 }
 
-void master_vote_check(struct master *master) {
-    struct rendezvous *vote = &master->vote;
-    if (!vote->open || master->admitting) {
-        return;
-    }
+int master_vote_remind(struct master *master, struct rendezvous *vote, const struct slot_set *members) {
     bool due = master->now_ns >= vote->next_report_ns;
-    uint64_t straggler_ns = report_missing(master, due);
-    uint64_t waited_ns = master->now_ns - vote->opened_ns;
+    uint64_t straggler_ns = report_missing(master, vote, members, due);
     if (due) {
         vote->next_report_ns = vote->opened_ns + 2 * (vote->next_report_ns - vote->opened_ns);
     }
     master_watch(master, vote->next_report_ns);
     if (straggler_ns == UINT64_MAX) {
-        return;
+        return NO_SLOT;
     }
-    master_watch(master, vote->opened_ns + straggler_ns);
-    while (vote->open && !master->admitting && waited_ns >= straggler_ns) {
-        int slot = find_missing(master);
+    if (master->now_ns - vote->opened_ns < straggler_ns) {
+        master_watch(master, vote->opened_ns + straggler_ns);
+        return NO_SLOT;
+    }
+    return find_missing(vote, members);
+}
+
+void master_vote_evict(struct master *master, int slot, const struct rendezvous *vote) {
+    master_join_evict(master, slot, pcclEvicted, "the others wait for it in %s for %.1f s",
+                      vote_kind_name(vote->kind), (double)(master->now_ns - vote->opened_ns) / 1e9);
+}
+
+void master_vote_check(struct master *master) {
+    while (master->vote.open && !master->admitting) {
+        int slot = master_vote_remind(master, &master->vote, &master->members);
         if (slot == NO_SLOT) {
             return;
         }
-        master_join_evict(master, slot, pcclEvicted, "the others wait for it in %s for %.1f s",
-                          vote_kind_name(vote->kind), (double)waited_ns / 1e9);
+        master_vote_evict(master, slot, &master->vote);
     }
 }

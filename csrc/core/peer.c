@@ -94,6 +94,9 @@ static void message_arrived(struct peer *peer, const struct message *message) {
     case MESSAGE_VOTE_WAITING:
         peer_vote_waiting(peer, &message->as.stragglers);
         break;
+    case MESSAGE_SYNC_PLAN:
+        peer_vote_sync_plan(peer, &message->as.sync_plan);
+        break;
     case MESSAGE_VOTE_RESULT:
         peer_vote_result(peer, &message->as.vote_result);
         break;
@@ -124,6 +127,12 @@ static void dispatch(struct peer *peer, const struct peer_event *event) {
         break;
     case PEER_EVENT_VOTE:
         peer_vote_call(peer, event);
+        break;
+    case PEER_EVENT_SYNC:
+        peer_vote_sync(peer, event);
+        break;
+    case PEER_EVENT_SYNC_REPORT:
+        peer_vote_sync_report(peer, event->report);
         break;
     case PEER_EVENT_OP:
         peer_op_call(peer, event);

@@ -34,6 +34,7 @@ enum peer_event_kind {
     PEER_EVENT_CONNECT,   /* join the run */
     PEER_EVENT_CLOSE,     /* leave it; afterwards every other open call has ended too */
     PEER_EVENT_VOTE,      /* joint call `vote` */
+    PEER_EVENT_SYNC,      /* joint call sync_shared_state with `offer` */
     PEER_EVENT_OP,        /* op with `tag`, `descriptor`, `blocking`; may time out at `deadline_ns` */
     /* The control connection. */
     PEER_EVENT_CONTROL_OPEN,
@@ -47,6 +48,7 @@ enum peer_event_kind {
                                ended, a late one could not be told from that of the next op under its tag */
     PEER_EVENT_OP_MISMATCH, /* the member with id `other` calls `descriptor` under this op's tag */
     PEER_EVENT_OP_REFUSED,  /* it can't go on here (`status`, `reason`): fails for all */
+    PEER_EVENT_SYNC_REPORT, /* `report`: how far this peer is with its part of a PEER_SYNC_PLAN */
     PEER_EVENT_TICK,
 };
 
@@ -59,6 +61,8 @@ struct peer_event {
     bool blocking;       /* EVENT_OP: the user's thread waits in it */
     uint64_t deadline_ns; /* EVENT_OP: 0 for none */
     struct op_descriptor descriptor;
+    const struct message_sync_offer *offer;   /* EVENT_SYNC: borrowed for the call */
+    const struct message_sync_report *report; /* EVENT_SYNC_REPORT: borrowed for the call */
     uint32_t op;         /* index given by PEER_OP_START */
     struct id key, other;
     uint16_t status;
@@ -78,6 +82,8 @@ enum peer_action_kind {
     PEER_OP_STOP,         /* `op` is aborted, or will start over: leave all buffers alone */
     PEER_OP_FINISH,       /* `op` is committed: put the result where the user wants it. Then comes its
                              PEER_COMPLETE. After it `commits_seen` counts one more. */
+    PEER_SYNC_PLAN,       /* `plan` for the open call of sync_shared_state, whose number is `call`. Ends with
+                             that call's PEER_COMPLETE, whose `value` is the elected revision. */
     PEER_COMPLETE,        /* `call` has ended with `status`, `text`, `value` */
     PEER_LOG,             /* `text` at `level` */
 };
@@ -95,6 +101,7 @@ struct peer_action {
     enum peer_log_level level;
     const char *text;              /* borrowed for the call; "" on success */
     const struct message *message; /* borrowed for the call */
+    const struct message_sync_plan *plan; /* borrowed for the call */
     const struct member *member;   /* PEER_LINK_OPEN, _EXPECT: borrowed for the call */
     struct link_plan link;         /* PEER_LINK_*: the key, and for OPEN and EXPECT the rest */
     struct id previous, next;      /* PEER_EPOCH: keys of the links to receive from and to send to */

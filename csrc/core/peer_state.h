@@ -148,6 +148,9 @@ uint64_t peer_op_deadline(const struct peer *peer);
 
 /* peer_vote.c */
 void peer_vote_call(struct peer *peer, const struct peer_event *event);
+void peer_vote_sync(struct peer *peer, const struct peer_event *event);
+void peer_vote_sync_plan(struct peer *peer, const struct message_sync_plan *plan);
+void peer_vote_sync_report(struct peer *peer, const struct message_sync_report *report);
 void peer_vote_opened(struct peer *peer, const struct message_vote *vote);
 void peer_vote_result(struct peer *peer, const struct message_vote_result *result);
 void peer_vote_waiting(struct peer *peer, const struct message_stragglers *stragglers);

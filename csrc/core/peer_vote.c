@@ -10,7 +10,9 @@ const char *vote_kind_name(uint8_t kind) {
     return kind < VOTE_KIND_END ? names[kind] : "?";
 }
 
-void peer_vote_call(struct peer *peer, const struct peer_event *event) {
+/* Sends the ballot of a joint call, unless it can't be made now. */
+static void cast(struct peer *peer, const struct peer_event *event, uint8_t kind,
+                 const struct message *ballot) {
     uint16_t status;
     const char *text;
     if (peer_join_hinders(peer, &status, &text)) {
@@ -18,15 +20,40 @@ void peer_vote_call(struct peer *peer, const struct peer_event *event) {
     } else if (peer->vote_call != 0) {
         peer_complete(peer, event->call, pcclInvalidUsage, 0,
                       "another thread waits in a joint call of this communicator: one at a time");
-    } else if (peer->op_count > 0 && event->vote != VOTE_PEERS_PENDING) {
+    } else if (peer->op_count > 0 && kind != VOTE_PEERS_PENDING) {
         peer_complete(peer, event->call, pcclPendingAsyncOps, 0,
                       "collectives of this communicator are still in flight: await them first");
     } else {
         peer->vote_call = event->call;
-        peer->vote_kind = event->vote;
+        peer->vote_kind = kind;
         peer->marks_before_vote = peer->marked_count;
-        struct message message = {.type = MESSAGE_VOTE};
-        message.as.vote = (struct message_vote){.kind = event->vote};
+        peer_send(peer, ballot);
+    }
+}
+
+void peer_vote_call(struct peer *peer, const struct peer_event *event) {
+    struct message message = {.type = MESSAGE_VOTE};
+    message.as.vote = (struct message_vote){.kind = event->vote};
+    cast(peer, event, event->vote, &message);
+}
+
+void peer_vote_sync(struct peer *peer, const struct peer_event *event) {
+    struct message message = {.type = MESSAGE_SYNC_OFFER};
+    message.as.sync_offer = *event->offer;
+    cast(peer, event, VOTE_SYNC_STATE, &message);
+}
+
+void peer_vote_sync_plan(struct peer *peer, const struct message_sync_plan *plan) {
+    if (peer->vote_call != 0 && peer->vote_kind == VOTE_SYNC_STATE) {
+        struct peer_action action = {.kind = PEER_SYNC_PLAN, .call = peer->vote_call, .plan = plan};
+        peer->perform(peer->context, &action);
+    }
+}
+
+void peer_vote_sync_report(struct peer *peer, const struct message_sync_report *report) {
+    if (peer->vote_call != 0 && peer->vote_kind == VOTE_SYNC_STATE) {
+        struct message message = {.type = MESSAGE_SYNC_REPORT};
+        message.as.sync_report = *report;
         peer_send(peer, &message);
     }
 }
@@ -52,7 +79,8 @@ void peer_vote_result(struct peer *peer, const struct message_vote_result *resul
     if (peer->vote_call == 0 || peer->vote_kind != result->kind) {
         return;
     }
-    if (result->kind == VOTE_UPDATE_TOPOLOGY && result->status == pcclSuccess) {
+    bool ends_all_before = result->kind == VOTE_UPDATE_TOPOLOGY || result->kind == VOTE_SYNC_STATE;
+    if (ends_all_before && result->status == pcclSuccess) {
         peer_op_forget_marks(peer, peer->marks_before_vote);
     }
     uint64_t call = peer->vote_call;

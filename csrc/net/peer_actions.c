@@ -112,6 +112,8 @@ void peer_loop_perform(void *context, const struct peer_action *action) {
     case PEER_OP_FINISH:
         engine_finish(loop->engine, action->op);
         break;
+    case PEER_SYNC_PLAN:
+        break; /* nothing calls sync_shared_state yet */
     case PEER_COMPLETE:
         complete(loop, action);
         break;

@@ -101,7 +101,7 @@ static void member(struct cursor *cursor, struct member *member) {
 static void body_propose(struct cursor *cursor, struct message_propose *propose) {
     cursor_u64(cursor, &propose->epoch);
     cursor_u8(cursor, &propose->fate);
-    cursor_require(cursor, propose->fate >= FATE_ABORT && propose->fate <= FATE_END);
+    cursor_require(cursor, propose->fate >= FATE_ABORT && propose->fate < FATE_END);
     status(cursor, &propose->status);
     cursor_bool(cursor, &propose->has_guilty_tag);
     cursor_u64(cursor, &propose->guilty_tag);
@@ -147,6 +147,41 @@ static void body_unreachable(struct cursor *cursor, struct message_unreachable *
 static void body_vote(struct cursor *cursor, struct message_vote *vote) {
     vote_kind(cursor, &vote->kind, VOTE_NONE);
     cursor_id(cursor, &vote->peer);
+}
+
+static void digest(struct cursor *cursor, struct digest *value) {
+    cursor_bytes(cursor, value->bytes, sizeof value->bytes);
+}
+
+static void body_sync_offer(struct cursor *cursor, struct message_sync_offer *offer) {
+    cursor_u64(cursor, &offer->revision);
+    cursor_u8(cursor, &offer->strategy);
+    cursor_require(cursor, offer->strategy <= PCCL_SHARED_STATE_SYNC_STRATEGY_SEND_ONLY);
+    digest(cursor, &offer->keys);
+    digest(cursor, &offer->content);
+}
+
+static void body_sync_plan(struct cursor *cursor, struct message_sync_plan *plan) {
+    cursor_u64(cursor, &plan->sync);
+    cursor_u64(cursor, &plan->revision);
+    digest(cursor, &plan->keys);
+    digest(cursor, &plan->content);
+    cursor_u8(cursor, &plan->role);
+    cursor_require(cursor, plan->role >= SYNC_HOLD && plan->role < SYNC_ROLE_END);
+    cursor_id(cursor, &plan->key);
+    cursor_u16(cursor, &plan->source_count);
+    cursor_require(cursor, plan->source_count <= MAX_SYNC_SOURCES);
+    for (uint16_t i = 0; i < plan->source_count && !cursor->failed; i++) {
+        member(cursor, &plan->sources[i]);
+    }
+}
+
+static void body_sync_report(struct cursor *cursor, struct message_sync_report *report) {
+    cursor_u64(cursor, &report->sync);
+    cursor_u8(cursor, &report->progress);
+    cursor_require(cursor, report->progress >= SYNC_TOUCHED && report->progress < SYNC_PROGRESS_END);
+    status(cursor, &report->status);
+    reason(cursor, report->reason);
 }
 
 static void body_vote_result(struct cursor *cursor, struct message_vote_result *result) {
@@ -204,70 +239,93 @@ static void body_stragglers(struct cursor *cursor, struct message_stragglers *st
     }
 }
 
-static void body(struct cursor *cursor, struct message *message) {
+/* Who is in, and in which epoch. */
+static bool body_of_membership(struct cursor *cursor, struct message *message) {
     switch (message->type) {
     case MESSAGE_HELLO:
         body_hello(cursor, &message->as.hello);
-        break;
+        return true;
     case MESSAGE_WELCOME:
         body_welcome(cursor, &message->as.welcome);
-        break;
+        return true;
     case MESSAGE_REFUSED:
         body_refused(cursor, &message->as.refused);
-        break;
+        return true;
     case MESSAGE_CENSUS:
         body_census(cursor, &message->as.census);
-        break;
+        return true;
     case MESSAGE_PROPOSE:
         body_propose(cursor, &message->as.propose);
-        break;
+        return true;
     case MESSAGE_READY:
         body_ready(cursor, &message->as.ready);
-        break;
+        return true;
     case MESSAGE_UNREACHABLE:
     case MESSAGE_LINK_LOST:
         body_unreachable(cursor, &message->as.unreachable);
-        break;
+        return true;
     case MESSAGE_COMMIT_EPOCH:
         body_commit_epoch(cursor, &message->as.commit_epoch);
-        break;
-    case MESSAGE_VOTE:
-    case MESSAGE_VOTE_OPENED:
-        body_vote(cursor, &message->as.vote);
-        break;
-    case MESSAGE_VOTE_RESULT:
-        body_vote_result(cursor, &message->as.vote_result);
-        break;
-    case MESSAGE_OP_DONE:
-    case MESSAGE_OP_COMMIT:
-        body_op(cursor, &message->as.op);
-        break;
-    case MESSAGE_OP_WAITING:
-        body_op_waiting(cursor, &message->as.op_waiting);
-        break;
-    case MESSAGE_OP_MISMATCH:
-        body_op_mismatch(cursor, &message->as.op_mismatch);
-        break;
-    case MESSAGE_OP_CONFLICT:
-        body_op_conflict(cursor, &message->as.op_conflict);
-        break;
-    case MESSAGE_OP_ABORT:
-        body_op_abort(cursor, &message->as.op_abort);
-        break;
-    case MESSAGE_VOTE_WAITING:
-    case MESSAGE_OP_STRAGGLERS:
-        body_stragglers(cursor, &message->as.stragglers);
-        break;
+        return true;
     case MESSAGE_EVICTED:
         body_evicted(cursor, &message->as.refused);
-        break;
+        return true;
     case MESSAGE_HEARTBEAT:
     case MESSAGE_GOODBYE:
     case MESSAGE_FAREWELL:
-        break; /* no body */
-    case MESSAGE_TYPE_END:
-        break;
+        return true; /* no body */
+    default:
+        return false;
     }
+}
+
+/* Joint calls, shared state and ops. */
+static bool body_of_calls(struct cursor *cursor, struct message *message) {
+    switch (message->type) {
+    case MESSAGE_VOTE:
+    case MESSAGE_VOTE_OPENED:
+        body_vote(cursor, &message->as.vote);
+        return true;
+    case MESSAGE_VOTE_RESULT:
+        body_vote_result(cursor, &message->as.vote_result);
+        return true;
+    case MESSAGE_SYNC_OFFER:
+        body_sync_offer(cursor, &message->as.sync_offer);
+        return true;
+    case MESSAGE_SYNC_PLAN:
+        body_sync_plan(cursor, &message->as.sync_plan);
+        return true;
+    case MESSAGE_SYNC_REPORT:
+        body_sync_report(cursor, &message->as.sync_report);
+        return true;
+    case MESSAGE_OP_DONE:
+    case MESSAGE_OP_COMMIT:
+        body_op(cursor, &message->as.op);
+        return true;
+    case MESSAGE_OP_WAITING:
+        body_op_waiting(cursor, &message->as.op_waiting);
+        return true;
+    case MESSAGE_OP_MISMATCH:
+        body_op_mismatch(cursor, &message->as.op_mismatch);
+        return true;
+    case MESSAGE_OP_CONFLICT:
+        body_op_conflict(cursor, &message->as.op_conflict);
+        return true;
+    case MESSAGE_OP_ABORT:
+        body_op_abort(cursor, &message->as.op_abort);
+        return true;
+    case MESSAGE_VOTE_WAITING:
+    case MESSAGE_OP_STRAGGLERS:
+        body_stragglers(cursor, &message->as.stragglers);
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void body(struct cursor *cursor, struct message *message) {
+    bool described = body_of_membership(cursor, message) || body_of_calls(cursor, message);
+    CHECK(described); /* types that do not exist have been turned away before */
     cursor_end(cursor);
 }
 
@@ -357,6 +415,9 @@ const char *message_name(enum message_type type) {
         [MESSAGE_VOTE_OPENED] = "VOTE_OPENED",
         [MESSAGE_VOTE_WAITING] = "VOTE_WAITING",
         [MESSAGE_VOTE_RESULT] = "VOTE_RESULT",
+        [MESSAGE_SYNC_OFFER] = "SYNC_OFFER",
+        [MESSAGE_SYNC_PLAN] = "SYNC_PLAN",
+        [MESSAGE_SYNC_REPORT] = "SYNC_REPORT",
         [MESSAGE_OP_DONE] = "OP_DONE",
         [MESSAGE_OP_COMMIT] = "OP_COMMIT",
         [MESSAGE_OP_MISMATCH] = "OP_MISMATCH",

@@ -43,6 +43,9 @@ enum message_type {
     MESSAGE_GOODBYE,       /* peer: I leave */
     MESSAGE_FAREWELL,      /* master: all know, you may go */
     MESSAGE_EVICTED,       /* master: you are out, because ...; it then closes */
+    MESSAGE_SYNC_OFFER,  /* peer: my user has called sync_shared_state with this state */
+    MESSAGE_SYNC_PLAN,   /* master: whose state it is, and your part in it */
+    MESSAGE_SYNC_REPORT, /* peer: how far I am with my part */
     MESSAGE_TYPE_END
 };
 
@@ -153,6 +156,51 @@ struct message_vote { /* also MESSAGE_VOTE_OPENED, where `peer` is the first vot
     struct id peer;   /* zero in MESSAGE_VOTE */
 };
 
+/* A 128-bit hash (data/state_hash.h), as bytes. */
+struct digest {
+    uint8_t bytes[16];
+};
+
+struct message_sync_offer {
+    uint64_t revision;
+    uint8_t strategy;      /* pcclSharedStateSyncStrategy_t */
+    struct digest keys;    /* of names, datatypes, counts and flags */
+    struct digest content; /* of the tensors that have to be equal */
+};
+
+enum sync_role {
+    SYNC_HOLD = 1, /* serve those who greet with the key, until the verdict */
+    SYNC_FETCH,    /* get what differs from the sources */
+    SYNC_ROLE_END
+};
+
+enum { MAX_SYNC_SOURCES = 8 };
+
+/* One more with the same `sync` replaces the sources; one with a greater `sync` starts over. */
+struct message_sync_plan {
+    uint64_t sync;
+    uint64_t revision; /* elected */
+    struct digest keys, content; /* elected */
+    uint8_t role;      /* enum sync_role */
+    struct id key;     /* that fetchers greet with */
+    uint16_t source_count;
+    struct member sources[MAX_SYNC_SOURCES];
+};
+
+enum sync_progress {
+    SYNC_TOUCHED = 1, /* my memory is about to change: it is not what I offered any more */
+    SYNC_FETCHED,     /* I hold the elected content */
+    SYNC_FAILED,      /* I can't: the call fails for all with `status` and `reason` */
+    SYNC_PROGRESS_END
+};
+
+struct message_sync_report {
+    uint64_t sync;
+    uint8_t progress; /* enum sync_progress */
+    uint16_t status;  /* pcclResult_t */
+    char reason[MAX_REASON_BYTES + 1];
+};
+
 struct message_vote_result {
     uint8_t kind;
     uint16_t status;
@@ -210,6 +258,9 @@ struct message {
         struct message_unreachable unreachable; /* also MESSAGE_LINK_LOST */
         struct message_commit_epoch commit_epoch;
         struct message_vote vote; /* also MESSAGE_VOTE_OPENED */
+        struct message_sync_offer sync_offer;
+        struct message_sync_plan sync_plan;
+        struct message_sync_report sync_report;
         struct message_vote_result vote_result;
         struct message_op op; /* MESSAGE_OP_DONE, _COMMIT */
         struct message_op_waiting op_waiting;

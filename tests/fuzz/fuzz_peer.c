@@ -65,6 +65,12 @@ static void fill_event(const struct peer *peer, struct peer_event *event, struct
     uint8_t control = input_u8(input);
     event->kind = (enum peer_event_kind)(control >> 3) % (PEER_EVENT_TICK + 1);
     uint8_t detail = input_u8(input);
+    static struct message_sync_offer offer;
+    static struct message_sync_report report;
+    offer.revision = detail;
+    report = (struct message_sync_report){.sync = detail, .progress = SYNC_TOUCHED};
+    event->offer = &offer;
+    event->report = &report;
     if (event->kind <= PEER_EVENT_OP) {
         if (*last_call == CALLS) {
             event->kind = PEER_EVENT_TICK;
