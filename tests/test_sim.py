@@ -4,7 +4,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from sim import scenario
 from sim.__main__ import run_mutation
 from sim.build import build, mutations
