@@ -303,22 +303,29 @@ bool link_stream_ready(struct stream *stream) {
     return false;
 }
 
-/* Each stream that can writes one batch, the first one in turn. */
+static bool has_output(const struct link *link, const struct stream *stream) {
+    return stream->state == STREAM_OPEN && stream->item.writable &&
+           (stream->out.count > 0 || engine_has_output(link->set->engine, link));
+}
+
+/* One stream writes one batch, the next one in turn that can. Returns whether there is more to write. To
+ * write no more than this between two reads keeps what waits in the kernel short, and in the caches. */
 static bool write_link(struct link *link) {
-    bool more = false;
+    bool written = false;
     for (uint16_t i = 0; i < link->stream_count; i++) {
-        struct stream *stream = &link->streams[(link->turn + i) % link->stream_count];
-        if (!stream_write(stream)) {
-            return false;
+        struct stream *stream = &link->streams[link->turn];
+        if (has_output(link, stream)) {
+            if (written) {
+                return true;
+            }
+            if (!stream_write(stream)) {
+                return false;
+            }
+            written = true;
         }
+        link->turn = (uint16_t)((link->turn + 1) % link->stream_count);
     }
-    link->turn = (uint16_t)((link->turn + 1) % link->stream_count);
-    for (uint16_t i = 0; i < link->stream_count && !more; i++) {
-        const struct stream *stream = &link->streams[i];
-        more = stream->state == STREAM_OPEN && stream->item.writable &&
-               (stream->out.count > 0 || engine_has_output(link->set->engine, link));
-    }
-    return more;
+    return has_output(link, &link->streams[link->turn]);
 }
 
 void link_set_write(struct link_set *set) {

@@ -81,7 +81,7 @@ enum link_adoption link_adopt(struct link_set *set, const struct link_greeting *
 
 /* What the poller has found about a stream. True if it has more to do at once. */
 bool link_stream_ready(struct stream *stream);
-/* Lets each stream write one batch. */
+/* Lets one stream of each link write one batch. */
 void link_set_write(struct link_set *set);
 /* There may be more to write at once. */
 bool link_set_has_output(const struct link_set *set);

@@ -15,7 +15,7 @@
 #include "net/link.h"
 
 enum {
-    READ_TURN_BYTES = 512 * 1024,
+    READ_TURN_BYTES = 256 * 1024,
     /* Behind the rest of a long payload only its trailer and the next header are read into the staging
      * buffer: what follows them had better go straight into its place. */
     LONG_PAYLOAD_BYTES = 16 * 1024,
