@@ -1,0 +1,29 @@
+"""Fixtures that all tests share."""
+
+import importlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("pccl", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("pccl")
+
+
+@pytest.fixture(scope="session")
+def torch() -> Any:
+    """The module. Optional on a developer's machine; in CI a missing torch is a failure."""
+    if os.environ.get("CI"):
+        return importlib.import_module("torch")
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture
+def master() -> Iterator[Any]:
+    """A running master on a free port of the loopback."""
+    import pccl
+
+    with pccl.MasterNode("127.0.0.1:0") as node:
+        yield node
