@@ -27,10 +27,11 @@
  * bytes as a leaf of index 0, then the tensor's hash; finish with (number of tensors, 0).
  *
  * Why it holds. absorb() can be undone, for a given (x, y) and for a given (a, b): a change within one
- * lane and stripe always changes the hash. Changes in several can only cancel if a later (x, y) differs
- * by just what the first has made of (a, b), and each bit goes through three or four products before
- * that. With halves of 5 and 6 bits, where all states can be tried, the likeliest difference after one
- * absorb() comes about with 2^-8.2 and 2^-10.0, which makes about 2^-60 for 32 bits.
+ * lane and stripe always changes the hash. Changes in several stripes of a lane can only cancel if a later
+ * (x, y) differs by just what the earlier has made of (a, b). Twins with smaller halves can be tried on all
+ * states: the likeliest difference after one absorb() has 2^-6.4 for halves of 4 bits (whatever the
+ * difference before), 2^-8.2 and 2^-10.0 for 5 and 6 (single bits before). If that goes on, 32 bits have
+ * about 2^-57 for the likeliest change one stripe later, and any other chance is far smaller.
  *
  * For a GPU: a warp takes a leaf, a thread a lane. Loads are coalesced, state is four registers, a step
  * is four 32 x 32 -> 64 bit multiply-adds, the fold five shuffles. */
