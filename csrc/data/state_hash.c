@@ -6,7 +6,8 @@
 
 /* key(i) of the specification, as a constant expression. */
 #define SHIFTED(z, bits) ((z) ^ (z) >> (bits))
-#define KEY_1(i)         (SHIFTED(((i) + 1) * UINT64_C(0x9E3779B97F4A7C15), 30) * UINT64_C(0xBF58476D1CE4E5B9))
+#define KEY_0(i)         (((i) + 1) * UINT64_C(0x9E3779B97F4A7C15))
+#define KEY_1(i)         (SHIFTED(KEY_0(i), 30) * UINT64_C(0xBF58476D1CE4E5B9))
 #define KEY_2(i)         (SHIFTED(KEY_1(i), 27) * UINT64_C(0x94D049BB133111EB))
 #define KEY(i)           SHIFTED(KEY_2(i), 31)
 #define KEYS_4(i)        KEY(i), KEY((i) + 1), KEY((i) + 2), KEY((i) + 3)
