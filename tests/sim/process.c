@@ -312,8 +312,8 @@ static void master_send(struct process *master, struct conn *conn, const struct 
         message_describe(world, message, text, sizeof text);
         trace(world, "master > %s: %s", peer->name, text);
     }
-    if (conn->ends[1].reported) {
-        violate(world, 7, "the master sends %s to %s on a connection that it was told is closed",
+    if (!conn->ends[1].open) {
+        violate(world, 7, "the master sends %s to %s on a connection that is closed",
                 message_name(message->type), peer->name);
     }
     if (message->type == MESSAGE_WELCOME) {
@@ -353,10 +353,11 @@ static void perform_master(void *context, const struct master_action *action) {
     if (!conn->ends[1].leaving) {
         check_put_out(world, conn, "cut off", "the master closed its connection");
     }
-    if (conn->ends[1].open) {
-        conn_close(world, conn, 1, "closed by the master");
-        post(world, below(&world->random_net, 50 * MILLISECOND), EVENT_MASTER_CLOSED, master, conn, 0);
+    if (!conn->ends[1].open) {
+        violate(world, 7, "the master closes the connection of %s twice", conn->ends[0].process->name);
     }
+    conn_close(world, conn, 1, "closed by the master");
+    post(world, below(&world->random_net, 50 * MILLISECOND), EVENT_MASTER_CLOSED, master, conn, 0);
 }
 
 void master_message(struct process *master, struct conn *conn, const struct message *message) {
