@@ -303,11 +303,9 @@ void engine_pull(struct engine *engine, struct stream *stream) {
     if (link == engine->next) {
         pull_data(engine, stream);
     }
-    if (stream->out.count == 0 && link->ping_due) {
-        struct frame frame = {.type = FRAME_PING};
+    if (stream->out.count < BATCH_FRAMES && link->ping_due) {
+        struct frame frame = {.type = FRAME_PING, .grant = link_heartbeat_ms(link)};
         stream_add_frame(stream, &frame, NULL, 0, NULL);
-    }
-    if (stream->out.count > 0) {
         link->ping_due = false;
     }
 }

@@ -232,6 +232,9 @@ bool engine_control_frame(struct engine *engine, struct link *link, const struct
     if (!credit_arrived(engine, link, frame->credit)) {
         return false;
     }
+    if (frame->type == FRAME_PING) {
+        link_ping_arrived(link, frame->grant);
+    }
     if (frame->type != FRAME_GRANT) {
         return true;
     }

@@ -17,6 +17,8 @@
 /* The other side may not have heard of the link yet, so connecting is tried again until the build ends. */
 static const uint64_t first_retry_ns = 20 * NS_PER_MS, last_retry_ns = 500 * NS_PER_MS;
 
+static const char cant_connect[] = "can't connect to";
+
 enum {
     /* About a chunk: more in the kernel would bind chunks to a stream that can't carry them yet. */
     NOTSENT_LOWAT_BYTES = 512 * 1024,
@@ -96,6 +98,23 @@ struct link *link_next_report(struct link_set *set) {
     return NULL;
 }
 
+static uint64_t heartbeat_ns(const struct link_set *set) {
+    return set->timeout_ns / HEARTBEATS_PER_TIMEOUT;
+}
+
+uint32_t link_heartbeat_ms(const struct link *link) {
+    return (uint32_t)(heartbeat_ns(link->set) / NS_PER_MS);
+}
+
+void link_ping_arrived(struct link *link, uint32_t interval_ms) {
+    uint64_t interval_ns = interval_ms * NS_PER_MS;
+    uint64_t least_ns = MIN_TIMEOUT_MS / HEARTBEATS_PER_TIMEOUT * NS_PER_MS;
+    interval_ns = interval_ns > least_ns ? interval_ns : least_ns;
+    if (interval_ns < link->ping_interval_ns) {
+        link->ping_interval_ns = interval_ns;
+    }
+}
+
 void link_wants_write(struct link *link) {
     link->wants_write = true;
 }
@@ -131,17 +150,24 @@ static void stream_is_open(struct stream *stream) {
         link->last_sent_ns = link->last_heard_ns;
         link->state = LINK_UP;
         link->report = true;
+        link->ping_due = true; /* tells the other side how often we want to hear from it */
+        link->wants_write = true;
     }
 }
 
 /* Remembers why, in case that there is no time left to succeed. */
-static void retry_later(struct stream *stream, const char *what, int error) {
+static void retry_later(struct stream *stream, const char *what, const char *why) {
     struct link *link = stream->link;
     char address[ADDRESS_TEXT_BYTES];
-    snprintf(link->reason, sizeof link->reason, "%s %s (stream %u of %u): %s", what,
-             address_text(&link->member.address, address), stream->index + 1u,
-             (unsigned)link->stream_count, error > 0 ? strerror(error) : "it was closed at once");
+    snprintf(link->reason, sizeof link->reason, "stream %u of %u: %s %s: %s", stream->index + 1u,
+             (unsigned)link->stream_count, what, address_text(&link->member.address, address), why);
+    if (stream->state == STREAM_OPEN) {
+        link->open_streams--;
+    }
     stream_close(stream);
+    if (!link->opener) {
+        return; /* the other side will try again */
+    }
     stream->state = STREAM_WAITING;
     stream->retry_ns = clock_now_ns() + stream->retry_after_ns;
     stream->retry_after_ns *= 2;
@@ -150,18 +176,27 @@ static void retry_later(struct stream *stream, const char *what, int error) {
     }
 }
 
+bool link_stream_broken(struct stream *stream, const char *why) {
+    struct link *link = stream->link;
+    if (link->state == LINK_BUILDING) {
+        retry_later(stream, "lost", why);
+        return false;
+    }
+    return link_fail(link, "stream %u of %u: %s", stream->index + 1u, (unsigned)link->stream_count, why);
+}
+
 static void connect_stream(struct stream *stream) {
     struct link *link = stream->link;
     struct socket_options options = stream_options(link->set);
     int fd = socket_connect(&link->member.address, &options);
     if (fd < 0) {
-        retry_later(stream, "can't connect to", -fd);
+        retry_later(stream, cant_connect, strerror(-fd));
         return;
     }
     int error = poller_add(link->set->poller, &stream->item, fd, POLL_EDGE);
     if (error != 0) {
         close(fd);
-        retry_later(stream, "can't connect to", -error);
+        retry_later(stream, cant_connect, strerror(-error));
         return;
     }
     stream->state = STREAM_CONNECTING;
@@ -174,7 +209,7 @@ static void connect_ended(struct stream *stream) {
         return;
     }
     if (error != 0 || !send_greeting(stream, stream->item.fd)) {
-        retry_later(stream, "can't connect to", -error);
+        retry_later(stream, cant_connect, error != 0 ? strerror(-error) : "it was closed at once");
         return;
     }
     stream->state = STREAM_GREETING;
@@ -196,7 +231,7 @@ static bool read_answer(struct stream *stream) {
         return false;
     }
     if (size <= 0) {
-        retry_later(stream, "no answer from", size < 0 ? errno : 0);
+        retry_later(stream, "no answer from", size < 0 ? strerror(errno) : "it was closed at once");
         return false;
     }
     in->end += (uint32_t)size;
@@ -233,6 +268,7 @@ void link_build(struct link_set *set, const struct link_plan *plan, const struct
                           .opener = plan->opener,
                           .stream_count = plan->streams,
                           .build_deadline_ns = clock_now_ns() + set->timeout_ns,
+                          .ping_interval_ns = heartbeat_ns(set),
                           .eager_left = EAGER_WINDOW_BYTES};
     list_init(&link->held);
     link->streams = calloc(plan->streams, sizeof link->streams[0]);
@@ -348,10 +384,6 @@ bool link_set_has_output(const struct link_set *set) {
 
 /* ---- watching ---- */
 
-static uint64_t heartbeat_ns(const struct link_set *set) {
-    return set->timeout_ns / HEARTBEATS_PER_TIMEOUT;
-}
-
 static uint64_t silence_ns(const struct link_set *set) {
     return set->timeout_ns + SILENCE_GRACE_HEARTBEATS * heartbeat_ns(set);
 }
@@ -380,7 +412,7 @@ static void tick_building(struct link *link, uint64_t now_ns) {
 }
 
 static void tick_up(struct link *link, uint64_t now_ns) {
-    if (now_ns >= link->last_sent_ns + heartbeat_ns(link->set)) {
+    if (now_ns >= link->last_sent_ns + link->ping_interval_ns) {
         link->ping_due = true;
         link->wants_write = true;
         link->last_sent_ns = now_ns; /* once per interval, even if no stream takes it */
@@ -414,7 +446,7 @@ uint64_t link_set_deadline(const struct link_set *set) {
     for (int i = 0; i < MAX_LINKS; i++) {
         const struct link *link = &set->links[i];
         if (link->state == LINK_UP) {
-            deadline = earlier(deadline, link->last_sent_ns + heartbeat_ns(set));
+            deadline = earlier(deadline, link->last_sent_ns + link->ping_interval_ns);
             deadline = earlier(deadline, link->last_heard_ns + silence_ns(set));
         } else if (link->state == LINK_BUILDING) {
             deadline = earlier(deadline, link->build_deadline_ns);

@@ -37,6 +37,7 @@ struct link {
 
     uint64_t build_deadline_ns;
     uint64_t last_sent_ns, last_heard_ns;
+    uint64_t ping_interval_ns; /* of silence, after which we ping: what the more impatient side wants */
     bool suspect; /* silent for too long when last looked at; one more look decides */
     bool ping_due;
 
@@ -90,6 +91,14 @@ void link_wants_write(struct link *link);
 
 /* Takes the link down; the first reason counts. Returns false, for callers that return it. */
 __attribute__((format(printf, 2, 3))) bool link_fail(struct link *link, const char *format, ...);
+
+/* The connection of a stream is broken. A link that is being built tries again, one that is up fails.
+ * Returns false, for callers that return it. */
+bool link_stream_broken(struct stream *stream, const char *why);
+/* How often this side wants to hear something. */
+uint32_t link_heartbeat_ms(const struct link *link);
+/* The other side wants to hear something every `interval_ms`. */
+void link_ping_arrived(struct link *link, uint32_t interval_ms);
 
 /* Timers: retries, heartbeats, silence. */
 void link_set_tick(struct link_set *set, uint64_t now_ns);

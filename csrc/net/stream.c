@@ -82,6 +82,7 @@ void stream_forget_op(struct stream *stream, const struct op *op) {
     }
 }
 
+/* What arrived can't have been sent: nothing on this link is to be trusted. */
 static bool fail(struct stream *stream, const char *what) {
     return link_fail(stream->link, "stream %u of %u: %s", stream->index + 1u,
                      (unsigned)stream->link->stream_count, what);
@@ -224,10 +225,10 @@ bool stream_read(struct stream *stream) {
             return true;
         }
         if (size < 0) {
-            return fail(stream, strerror(errno));
+            return link_stream_broken(stream, strerror(errno));
         }
         if (size == 0) {
-            return fail(stream, "the other side closed it");
+            return link_stream_broken(stream, "the other side closed it");
         }
         stream->link->last_heard_ns = clock_now_ns();
         stream->link->suspect = false;
@@ -311,7 +312,7 @@ bool stream_write(struct stream *stream) {
             stream->item.writable = false;
             return true;
         }
-        return fail(stream, strerror(errno));
+        return link_stream_broken(stream, strerror(errno));
     }
     stream->link->last_sent_ns = clock_now_ns();
     out->sent += (size_t)size;

@@ -251,6 +251,30 @@ static void part_tags(struct peer_thread *peer) {
     }
 }
 
+/* Far more small ops than the window for early data holds, called late and in reverse by some. */
+static void part_early(struct peer_thread *peer) {
+    enum { OPS = 400, COUNT = 8000 };
+    float **arrays = malloc(OPS * sizeof *arrays);
+    pcclAsyncReduceOp_t handle = {.comm = peer->comm};
+    if (peer->index == 0) {
+        usleep(50000);
+    }
+    for (int k = 0; k < OPS; k++) {
+        int i = peer->index % 2 == 0 ? k : OPS - 1 - k;
+        arrays[i] = malloc(COUNT * sizeof(float));
+        fill(arrays[i], COUNT, pcclFloat, pcclMin, (uint64_t)i, peer->index);
+        pcclReduceDescriptor_t descriptor = describe(COUNT, pcclFloat, pcclMin, (uint64_t)i);
+        require_success(pcclAllReduceAsync(arrays[i], arrays[i], &descriptor, peer->comm, &handle), "start");
+    }
+    for (int i = 0; i < OPS; i++) {
+        handle.tag = (uint64_t)i;
+        require_success(pcclAwaitAsyncReduce(&handle, NULL), "await");
+        require_result(arrays[i], COUNT, pcclFloat, pcclMin, (uint64_t)i);
+        free(arrays[i]);
+    }
+    free(arrays);
+}
+
 static void part_multiple(struct peer_thread *peer) {
     enum { OPS = 40, COUNT = 5003 };
     pcclReduceOpDescriptor_t ops[OPS];
@@ -266,6 +290,44 @@ static void part_multiple(struct peer_thread *peer) {
         require_result(ops[i].recvbuf, COUNT, pcclInt32, pcclMax, (uint64_t)i);
         free(ops[i].recvbuf);
     }
+}
+
+static void require_refused(pcclResult_t result, pcclResult_t expected, const char *what) {
+    REQUIRE(result == expected, "%s: %s", what, pcclResultString(result));
+    REQUIRE(pcclGetLastError(NULL)[0] != '\0', "%s: without a sentence", what);
+}
+
+/* What must not be called now or so is refused, and does no harm. */
+static void part_usage(struct peer_thread *peer) {
+    enum { COUNT = 1000 };
+    float array[COUNT], other[COUNT];
+    pcclReduceDescriptor_t good = describe(COUNT, pcclFloat, pcclSum, 9), bad = good;
+    pcclAsyncReduceOp_t handle;
+    bool flag = true;
+    fill(array, COUNT, pcclFloat, pcclSum, 9, peer->index);
+    if (peer->index == 0) { /* the others have not called it, so it can't end */
+        require_success(pcclAllReduceAsync(array, array, &good, peer->comm, &handle), "start");
+        pcclResult_t twice = pcclAllReduceAsync(other, other, &good, peer->comm, &handle);
+        require_refused(twice, pcclInvalidUsage, "a tag in flight, async");
+        require_refused(pcclAllReduce(other, other, &good, peer->comm, NULL), pcclInvalidUsage,
+                        "a tag in flight");
+        require_refused(pcclUpdateTopology(peer->comm), pcclPendingAsyncOps, "a joint call");
+        require_success(pcclTestAsyncReduce(&handle, &flag), "test");
+        REQUIRE(!flag, "the others have not called it");
+    }
+    pthread_barrier_wait(&barrier);
+    bad.count = 0;
+    require_refused(pcclAllReduce(other, other, &bad, peer->comm, NULL), pcclInvalidArgument, "count");
+    bad.count = SIZE_MAX / 2;
+    require_refused(pcclAllReduce(other, other, &bad, peer->comm, NULL), pcclInvalidArgument, "size");
+    require_refused(pcclAllReduce(other, other + 1, &good, peer->comm, NULL), pcclInvalidArgument, "overlap");
+    require_refused(pcclAllReduce(NULL, other, &good, peer->comm, NULL), pcclInvalidArgument, "NULL");
+    if (peer->index != 0) {
+        require_success(pcclAllReduceAsync(array, array, &good, peer->comm, &handle), "start");
+    }
+    require_success(pcclAwaitAsyncReduce(&handle, NULL), "await");
+    require_result(array, COUNT, pcclFloat, pcclSum, 9);
+    require_refused(pcclTestAsyncReduce(&handle, &flag), pcclInvalidArgument, "test of no op");
 }
 
 /* One peer calls something else: all fail with the same result, inputs stay, and the next op works. */
@@ -284,6 +346,35 @@ static void part_mismatch(struct peer_thread *peer) {
         one_reduce(peer, 1000, pcclFloat, pcclSum, true);
     }
     free(array);
+}
+
+/* The last peer leaves while the others wait for it in an op: they end it without it. Then it comes back. */
+static void part_leave(struct peer_thread *peer) {
+    enum { COUNT = 50000 };
+    uint32_t *array = malloc(COUNT * sizeof(uint32_t));
+    for (size_t i = 0; i < COUNT; i++) {
+        array[i] = 1u << peer->index;
+    }
+    if (peer->index == peers - 1) {
+        usleep(20000);
+        require_success(pcclCloseCommunicator(peer->comm), "close");
+        REQUIRE(pcclUpdateTopology(peer->comm) == pcclInvalidUsage, "after close");
+        require_success(pcclConnect(peer->comm), "connect again");
+    } else {
+        pcclReduceDescriptor_t descriptor = describe(COUNT, pcclUint32, pcclSum, 3);
+        pcclResult_t result = pcclAllReduce(array, array, &descriptor, peer->comm, NULL);
+        REQUIRE(result == (peers == 2 ? pcclTooFewPeers : pcclSuccess), "%s", pcclResultString(result));
+        uint32_t expected = peers == 2 ? 1 : (1u << (peers - 1)) - 1;
+        for (size_t i = 0; i < COUNT; i++) {
+            REQUIRE(array[i] == expected, "element %zu is %x", i, array[i]);
+        }
+    }
+    while (world_size(peer) < peers) {
+        usleep(2000);
+        require_success(pcclUpdateTopology(peer->comm), "update topology");
+    }
+    free(array);
+    one_reduce(peer, 1000, pcclFloat, pcclSum, true);
 }
 
 /* The last peer goes in the middle. Each brings one bit, so that a sum tells who took part. */
@@ -340,8 +431,11 @@ static void *run_peer(void *argument) {
     join(peer, peers);
     run_part(peer, "sizes and types", part_sizes);
     run_part(peer, "many tags", part_tags);
+    run_part(peer, "early data", part_early);
     run_part(peer, "multiple with retry", part_multiple);
+    run_part(peer, "usage", part_usage);
     run_part(peer, "mismatch", part_mismatch);
+    run_part(peer, "a peer leaves and comes back", part_leave);
     run_part(peer, "loss of a peer", part_loss);
     if (peer->comm != NULL) {
         require_success(pcclDestroyCommunicator(peer->comm), "destroy");
