@@ -106,22 +106,24 @@ def test_a_newcomer_stopped_while_pending_is_forgotten():
 
 
 def test_those_who_wait_for_a_peer_say_for_whom_in_which_op_and_how_long():
-    with Cluster(seed=SEED, timeout=0.3) as cluster:
-        a, b, late = cluster.form(3)
+    with Cluster(seed=SEED, timeout=0.4) as cluster:
+        *early, late = cluster.form(4)
         op = {"count": 500_000, "tag": 42}
-        ops = [peer.tell("all_reduce", **op) for peer in (a, b)]
+        ops = []
+        for peer in early:
+            ops.append(peer.tell("all_reduce", **op))
+            time.sleep(0.1)  # each counts from its own call
         line = rf"peer {late.name} \(\w+\) has not called the collective with tag 42 for ([\d.]+) s \(1 missing\)"
-        times = [
-            [float(cluster.wait_for_log(peer.process, line, count)[1]) for count in (1, 2, 3)]
-            for peer in (a, b)
-        ]
-        for first, second, third in times:
-            assert first >= 0.3
-            assert second >= 0.6
-            assert third >= 1.2
+        for peer in early:
+            first, second, third = (
+                float(cluster.wait_for_log(peer.process, line, count)[1]) for count in (1, 2, 3)
+            )
+            assert first >= 0.4
+            assert second >= 1.4 * first  # one line for each time that the wait has doubled, and no more
+            assert third >= 1.4 * second
         assert all(one.answer is None for one in ops)
         ops.append(late.tell("all_reduce", **op))
-        cluster.check(cluster.collect(ops), [a, b, late], **op)
+        cluster.check(cluster.collect(ops), [*early, late], **op)
 
 
 def test_those_who_wait_for_a_peer_in_a_joint_call_say_for_whom():

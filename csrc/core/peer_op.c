@@ -146,6 +146,7 @@ static void start(struct peer *peer, int index) {
     op->accused = false;
     op->commits_seen = peer->commits_seen;
     op->started_ns = peer->now_ns;
+    op->told_ms = 0;
     op->next_report_ns = next_report(peer, op);
     watch(peer, op);
     emit(peer, PEER_OP_START, index);
@@ -292,6 +293,13 @@ void peer_op_stragglers(struct peer *peer, const struct message_stragglers *stra
     if (stragglers->epoch != peer->epoch || index == NO_OP) {
         return;
     }
+    /* Everybody who waits has it asked at doubling intervals of its own; those of all together would be a
+     * line each. */
+    struct peer_op *op = &peer->ops[index];
+    if (stragglers->waited_ms < op->told_ms + op->told_ms / 2) {
+        return;
+    }
+    op->told_ms = stragglers->waited_ms;
     for (uint16_t i = 0; i < stragglers->named; i++) {
         char label[PEER_LABEL_BYTES];
         peer_log(peer, PEER_LOG_WARN,

@@ -31,6 +31,7 @@ struct peer_op {
     uint64_t deadline_ns;    /* 0: none */
     uint64_t next_report_ns; /* when to ask the master who is missing */
     uint64_t started_ns;
+    uint32_t told_ms; /* the wait that was logged last */
     struct op_descriptor descriptor;
     int16_t previous, next; /* in the list; `next` alone for the free ones */
     int16_t chained;        /* in the bucket */
