@@ -36,7 +36,7 @@ class Connection:
         return self._socket.fileno()
 
     def send(self, message: Any) -> None:
-        """Send one message: text as it is, anything else as JSON."""
+        """Send one message: text as it is, for workers that read no JSON; anything else as JSON."""
         text = message if isinstance(message, str) else json.dumps(message)
         self._socket.sendall(text.encode() + b"\n")
 

@@ -45,7 +45,7 @@ def spawn_master(team: Team) -> str:
     """Start a master on a free port of the loopback interface, as a team of one; its address."""
     team.spawn(python_command("peer", "master", team.socket_path))
     team.wait_until_ready()
-    return str(team.ask_all("address")[0]["address"])
+    return str(team.ask_all({"address": True})[0]["address"])
 
 
 def spawn_peers(team: Team, master: str, streams: int) -> None:

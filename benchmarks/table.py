@@ -54,7 +54,7 @@ def ratio_lines(rows: Iterable[Row]) -> list[str]:
     """How many times as fast pccl is, per case and rival; nothing without rivals."""
     lines = [
         f"{row.case.size_bytes:>14} {row.case.datatype:>9} {row.case.redop:>7} {name:>7}"
-        f"  {_ratio(row.out_of_place_ratios[name])}  {_ratio(row.in_place_ratios[name])}"
+        f"  {_ratio(row.out_of_place_ratios[name]):22}  {_ratio(row.in_place_ratios[name])}"
         for row in rows
         for name in row.out_of_place_ratios
     ]
@@ -157,7 +157,7 @@ def _microseconds(value: float) -> str:
 
 
 def _ratio(found: Ratio) -> str:
-    return f"{found.median:6.2f} ({found.lowest:.2f}-{found.highest:.2f})".ljust(22)
+    return f"{found.median:6.2f} ({found.lowest:.2f}-{found.highest:.2f})"
 
 
 def _average_busbw(rows: Sequence[Row]) -> float:
