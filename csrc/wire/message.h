@@ -43,9 +43,9 @@ enum message_type {
     MESSAGE_GOODBYE,       /* peer: I leave */
     MESSAGE_FAREWELL,      /* master: all know, you may go */
     MESSAGE_EVICTED,       /* master: you are out, because ...; it then closes */
-    MESSAGE_SYNC_OFFER,  /* peer: my user has called sync_shared_state with this state */
-    MESSAGE_SYNC_PLAN,   /* master: whose state it is, and your part in it */
-    MESSAGE_SYNC_REPORT, /* peer: how far I am with my part */
+    MESSAGE_SYNC_OFFER,    /* peer: my user has called sync_shared_state with this state */
+    MESSAGE_SYNC_PLAN,     /* master: whose state it is, and your part in it */
+    MESSAGE_SYNC_REPORT,   /* peer: how far I am with my part */
     MESSAGE_TYPE_END
 };
 
@@ -179,10 +179,10 @@ enum { MAX_SYNC_SOURCES = 8 };
 /* One more with the same `sync` replaces the sources; one with a greater `sync` starts over. */
 struct message_sync_plan {
     uint64_t sync;
-    uint64_t revision; /* elected */
+    uint64_t revision;           /* elected */
     struct digest keys, content; /* elected */
-    uint8_t role;      /* enum sync_role */
-    struct id key;     /* that fetchers greet with */
+    uint8_t role;                /* enum sync_role */
+    struct id key;               /* that fetchers greet with */
     uint16_t source_count;
     struct member sources[MAX_SYNC_SOURCES];
 };
