@@ -130,7 +130,7 @@ class Cluster:
     def __init__(self, *, seed: int, timeout: float = 1.0, network: Network | None = None) -> None:
         self.seed, self.timeout, self.network = seed, timeout, network
         self.peers: list[Peer] = []
-        self._next_index = 0
+        self.next_index = 0
         self._folder = tempfile.TemporaryDirectory(prefix="pccl-faults-")
         self.folder = Path(self._folder.name)
         self._keep: list[socket.socket] = []
@@ -193,7 +193,7 @@ class Cluster:
 
     def add(self, **options: Any) -> Peer:
         """A peer that is not connected yet. `options` are those of pccl.Communicator."""
-        index, self._next_index = self._next_index, self._next_index + 1
+        index, self.next_index = self.next_index, self.next_index + 1
         request = {"role": "peer", "seed": self.seed, "index": index}
         process, connection, address = self._spawn(f"p{index}", request)
         peer = Peer(process, index, connection, address)

@@ -30,5 +30,17 @@ def reduction(seed: int, members: Iterable[int], step: int, count: int, dtype: s
     return np.resize(together.astype(dtype), count)
 
 
+def with_signature(seed: int, index: int, count: int) -> np.ndarray:
+    """An input whose first element tells whose it is: that of a sum tells who took part."""
+    array = contribution(seed, index, 0, count, "int64")
+    array[0] = 1 << index
+    return array
+
+
+def signed_by(members: int) -> list[int]:
+    """The indices in the first element of a sum."""
+    return [index for index in range(63) if members >> index & 1]
+
+
 def digest(array: np.ndarray) -> str:
     return hashlib.blake2b(array.data.cast("B"), digest_size=16).hexdigest()

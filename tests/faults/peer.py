@@ -19,13 +19,14 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import pccl
 
-from .data import contribution, digest
+from .data import contribution, digest, with_signature
 
 Command = dict[str, Any]
 Answer = dict[str, Any]
@@ -171,6 +172,37 @@ class Peer:
             worlds.append(answer["world"])
             digests.append(answer["digest"])
         return {"worlds": worlds, "digests": digests, "failures": failures}
+
+    def do_live(self, command: Command) -> None:
+        """What a program does that wants to stay in, whatever happens. Writes a line to `journal` for each
+        all-reduce that succeeded. Ends only with an error that it cannot cure."""
+        turn = self._live_reduce
+        while True:
+            try:
+                turn(command)
+                turn = self._live_reduce if turn != self._live_reduce else self._live_admit
+            except pccl.TooFewPeersError:
+                time.sleep(0.01)
+                turn = self._live_admit
+            except (pccl.EvictedError, pccl.MasterLostError):
+                turn = self._live_join
+
+    def _live_reduce(self, command: Command) -> None:
+        array = with_signature(self.seed, self.index, command["count"])
+        before = array.copy()
+        try:
+            info = self.communicator.all_reduce(array, retry=True)
+        except Exception:
+            assert np.array_equal(array, before), "the input was changed"
+            raise
+        with Path(command["journal"]).open("a") as file:
+            file.write(f"{self.index} {info.local_world_size} {int(array[0])} {digest(array)}\n")
+
+    def _live_admit(self, command: Command) -> None:
+        self.communicator.update_topology()
+
+    def _live_join(self, command: Command) -> None:
+        self.communicator.connect()
 
     def do_close(self, command: Command) -> None:
         self.communicator.close()
