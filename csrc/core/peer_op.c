@@ -288,14 +288,38 @@ void peer_op_asked(struct peer *peer, const struct message_op_waiting *question)
     }
 }
 
+static void report_conflict(struct peer *peer, struct peer_op *op) {
+    op->accused = true;
+    struct message message = {.type = MESSAGE_OP_CONFLICT};
+    message.as.op_conflict = (struct message_op_conflict){.epoch = peer->epoch,
+                                                          .tag = op->tag,
+                                                          .kind = peer->open_vote,
+                                                          .mine = op->descriptor};
+    peer_send(peer, &message);
+}
+
+/* are_peers_pending may be called while ops run, so that its caller may yet join this one, and this peer
+ * may yet call it: but not when its user's thread has been waiting in the op for so long, for just that
+ * caller. */
+static void check_pending_conflict(struct peer *peer, struct peer_op *op,
+                                   const struct message_stragglers *stragglers) {
+    for (uint16_t i = 0; i < stragglers->named; i++) {
+        if (peer->open_vote == VOTE_PEERS_PENDING && op->blocking && is_moving(op) && !op->accused &&
+            id_equal(&stragglers->peers[i], &peer->open_voter)) {
+            report_conflict(peer, op);
+        }
+    }
+}
+
 void peer_op_stragglers(struct peer *peer, const struct message_stragglers *stragglers) {
     int index = find_tag(peer, stragglers->tag);
     if (stragglers->epoch != peer->epoch || index == NO_OP) {
         return;
     }
+    struct peer_op *op = &peer->ops[index];
+    check_pending_conflict(peer, op, stragglers);
     /* Everybody who waits has it asked at doubling intervals of its own; those of all together would be a
      * line each. */
-    struct peer_op *op = &peer->ops[index];
     if (stragglers->waited_ms < op->told_ms + op->told_ms / 2) {
         return;
     }
@@ -415,17 +439,10 @@ void peer_op_check_conflict(struct peer *peer) {
      * keep their order: whatever still runs here will never be joined by it. */
     for (int index = peer->first_op; index != NO_OP; index = peer->ops[index].next) {
         struct peer_op *op = &peer->ops[index];
-        if (!is_moving(op) || op->accused) {
-            continue;
+        if (is_moving(op) && !op->accused) {
+            report_conflict(peer, op);
+            return; /* one is enough to end the epoch */
         }
-        op->accused = true;
-        struct message message = {.type = MESSAGE_OP_CONFLICT};
-        message.as.op_conflict = (struct message_op_conflict){.epoch = peer->epoch,
-                                                              .tag = op->tag,
-                                                              .kind = peer->open_vote,
-                                                              .mine = op->descriptor};
-        peer_send(peer, &message);
-        return; /* one is enough to end the epoch */
     }
 }
 

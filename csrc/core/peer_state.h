@@ -92,6 +92,7 @@ struct peer {
 
     uint64_t vote_call; /* 0: none */
     uint8_t vote_kind;
+    struct id open_voter; /* the first of the group who waits in it */
     uint8_t open_vote; /* kind of the joint call that a member of the group waits in, or VOTE_NONE */
 };
 
