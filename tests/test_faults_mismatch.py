@@ -114,3 +114,17 @@ def test_a_mismatch_of_two_hits_no_other_group():
         expect_error(answers, "MismatchError")
         cluster.check(cluster.collect([waiting, strangers[1].tell("all_reduce", **OP)]), strangers, **OP)
         cluster.reduce(peers, tag=4)
+
+
+def test_a_blocking_op_and_are_peers_pending_that_wait_for_each_other():
+    # Both may yet be joined by another thread of the other side, so that only time can tell.
+    with Cluster(seed=SEED, timeout=1.0) as cluster:
+        voter, *others = peers = cluster.form(3)
+        calls = [voter.tell("are_peers_pending")]
+        calls += [peer.tell("all_reduce", **OP) for peer in others]
+        answers = cluster.collect(calls)
+        expect_error(answers, "MismatchError")
+        for answer in answers:
+            names_both(answer, voter)
+            assert "are_peers_pending" in answer["text"] and "all_reduce" in answer["text"]
+        cluster.reduce(peers, tag=4)
