@@ -36,7 +36,8 @@ class MasterNode:
         handle = ffi.new("pcclMasterInstance_t **")
         check(lib.pcclCreateMaster(address[0], handle))
         self._master = handle[0]
-        self._finalizer = weakref.finalize(self, _destroy, self._master, os.getpid())
+        self._process_id = os.getpid()
+        weakref.finalize(self, _destroy, self._master, self._process_id)
         bound = ffi.new("ccoip_socket_address_t *")
         check(lib.pcclMasterGetAddress(self._master, bound))
         self._address = format_address(bound)
@@ -58,12 +59,14 @@ class MasterNode:
 
     def interrupt(self) -> None:
         """Ask it to stop. Does not block; may be called in a signal handler."""
-        check(lib.pcclInterruptMaster(self._master))
+        if os.getpid() == self._process_id:
+            check(lib.pcclInterruptMaster(self._master))
 
     def wait(self) -> None:
         """Block until it has stopped. Signal handlers do not run meanwhile in this thread: in a program that
         is to end by a signal, call it in another thread than the main one."""
-        check(lib.pcclMasterAwaitTermination(self._master))
+        if os.getpid() == self._process_id:
+            check(lib.pcclMasterAwaitTermination(self._master))
 
     def __enter__(self) -> MasterNode:
         self.run()

@@ -95,8 +95,8 @@ class NativeOperation:
             raise
         finally:
             self._in_flight.remove(self._handle)
-        error = None if result == lib.pcclSuccess else last_error(result)
-        return Outcome(result, ReduceInfo.from_c(info), error)
+        failure = None if result == lib.pcclSuccess else last_error(result)
+        return Outcome(result, ReduceInfo.from_c(info), failure)
 
     def done(self) -> bool:
         if not self._lock.acquire(blocking=False):

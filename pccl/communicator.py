@@ -166,12 +166,21 @@ class Communicator:
         handle = ffi.new("pcclComm_t **")
         check(lib.pcclCreateCommunicator(params, handle))
         self._comm = handle[0]
-        self._in_flight = InFlight()
-        finalizer = weakref.finalize(self, _destroy, self._comm, self._in_flight, os.getpid())
-        finalizer.atexit = False  # _close_all() says goodbye; other threads may still be in calls
         self._process_id = os.getpid()
+        self._in_flight = InFlight()
+        finalizer = weakref.finalize(self, _destroy, self._comm, self._in_flight, self._process_id)
+        finalizer.atexit = False  # _close_all() says goodbye; other threads may still be in calls
         _interrupt.watch(self._comm)
         _open.add(self)
+
+    @property
+    def _handle(self) -> Any:
+        if os.getpid() != self._process_id:
+            raise PCCLError(
+                Result.INVALID_USAGE,
+                "this communicator belongs to the process that this one was forked from: make a new one here",
+            )
+        return self._comm
 
     # --- joining and leaving -----------------------------------------------------------------------------
 
@@ -181,7 +190,7 @@ class Communicator:
         _integer(n_attempts, 1, 2**31, "n_attempts")
         for attempt in range(1, n_attempts + 1):
             try:
-                _interrupt.call(lib.pcclConnect, self._comm)
+                _interrupt.call(lib.pcclConnect, self._handle)
                 break
             except PCCLError as error:
                 if error.result not in _WORTH_ANOTHER_ATTEMPT or attempt == n_attempts:
@@ -213,17 +222,17 @@ class Communicator:
 
     def update_topology(self) -> None:
         """Let pending peers in. Joint. Failure is retryable."""
-        _interrupt.call(lib.pcclUpdateTopology, self._comm)
+        _interrupt.call(lib.pcclUpdateTopology, self._handle)
 
     def are_peers_pending(self) -> bool:
         """Whether peers wait to be let in: one answer for all. Joint; may run while ops are in flight."""
         pending = ffi.new("bool *")
-        _interrupt.call(lib.pcclArePeersPending, self._comm, pending)
+        _interrupt.call(lib.pcclArePeersPending, self._handle, pending)
         return bool(pending[0])
 
     def optimize_topology(self) -> None:
         """Measure the links and order the ring after them. Joint."""
-        _interrupt.call(lib.pcclOptimizeTopology, self._comm)
+        _interrupt.call(lib.pcclOptimizeTopology, self._handle)
 
     # --- what it knows of itself -------------------------------------------------------------------------
 
@@ -232,12 +241,12 @@ class Communicator:
         if not isinstance(attribute, Attribute):
             raise TypeError(f"attribute must be an Attribute, not {type(attribute).__name__}")
         value = ffi.new("int *")
-        check(lib.pcclGetAttribute(self._comm, attribute.value, value))
+        check(lib.pcclGetAttribute(self._handle, attribute.value, value))
         return int(value[0])
 
     def _info(self) -> Any:
         info = ffi.new("pcclCommInfo_t *")
-        check(lib.pcclGetCommInfo(self._comm, info))
+        check(lib.pcclGetCommInfo(self._handle, info))
         return info
 
     @property
@@ -322,7 +331,7 @@ class Communicator:
                     target.pointer,
                     c_descriptor,
                     options,
-                    self._comm,
+                    self._handle,
                     info,
                 )
                 return ReduceInfo.from_c(info)
@@ -369,7 +378,7 @@ class Communicator:
                 target.pointer,
                 c_descriptor,
                 options,
-                self._comm,
+                self._handle,
                 handle,
             )
         except BaseException:
@@ -391,6 +400,6 @@ class Communicator:
             descriptor.fill(items[i])
         info = ffi.new("pcclReduceInfo_t *")
         _interrupt.call(
-            lib.pcclAllReduceMultipleWithRetry, items, len(descriptors), self._comm, info, max_in_flight
+            lib.pcclAllReduceMultipleWithRetry, items, len(descriptors), self._handle, info, max_in_flight
         )
         return ReduceInfo.from_c(info)

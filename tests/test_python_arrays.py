@@ -10,7 +10,7 @@ import pytest
 from pccl import DataType
 from pccl._arrays import memory_of, memory_pair
 
-DTYPES = "u1 i1 i2 u2 u4 i4 u8 i8 f2 f4 f8".split()
+DTYPES = ["u1", "i1", "i2", "u2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"]
 
 
 class OnlyDLPack:
@@ -177,7 +177,9 @@ def test_dlpack_holds_its_tensor() -> None:
     values = numpy.full(1000, 7.0)
     memory = memory_of(OnlyDLPack(values), "send", writable=True)
     del values
-    assert list(numpy.ctypeslib.as_array((ctypes.c_double * 1000).from_address(memory.address))) == [7.0] * 1000
+    assert (
+        list(numpy.ctypeslib.as_array((ctypes.c_double * 1000).from_address(memory.address))) == [7.0] * 1000
+    )
 
 
 def test_strided_dlpack_is_refused() -> None:
