@@ -78,7 +78,7 @@ static void calm(struct world *world) {
             user_go_on(world->processes[i]);
         }
     }
-    if (all_rest) {
+    if (all_in && all_rest) {
         world->phase = PHASE_QUIET;
         world->phase_deadline = world->now + 3 * world->timeout_ns;
     } else if (world->now > world->phase_deadline) {

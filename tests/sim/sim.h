@@ -167,7 +167,7 @@ enum batch_state { SLOT_NONE, SLOT_TODO, SLOT_OPEN, SLOT_FAILED, SLOT_DONE };
 
 /* What every user does in one round: a function of the seed, the group and the round alone. */
 struct round_plan {
-    bool pending, skip_if_none, optimize, async, pending_amid_ops;
+    bool pending, skip_if_none, optimize, straight_to_ops, async, pending_amid_ops;
     int ops;
     struct planned_op {
         uint64_t tag;

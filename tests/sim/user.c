@@ -21,6 +21,7 @@ static void plan_round(const struct process *process, uint64_t round, struct rou
     plan->pending = chance(&all, 30);
     plan->skip_if_none = chance(&all, 50);
     plan->optimize = chance(&all, 10);
+    plan->straight_to_ops = chance(&all, 25);
     bool amid = chance(&all, 15);
     plan->async = chance(&all, 60) || amid;
     plan->ops = (int)below(&group, MAX_BATCH + 1);
@@ -29,9 +30,10 @@ static void plan_round(const struct process *process, uint64_t round, struct rou
     }
     plan->pending_amid_ops = amid && plan->async;
     bool bounded = !world->faultless && chance(&group, 10);
+    bool one_tag = !plan->async && chance(&group, 50); /* ops follow each other under it without a pause */
     for (int i = 0; i < plan->ops; i++) {
         struct planned_op *op = &plan->op[i];
-        op->tag = chance(&group, 60) ? (uint64_t)i : 1000 + round * MAX_BATCH + (uint64_t)i;
+        op->tag = one_tag ? 0 : chance(&group, 60) ? (uint64_t)i : 1000 + round * MAX_BATCH + (uint64_t)i;
         op->descriptor.kind = OP_ALL_REDUCE;
         op->descriptor.datatype = pcclInt64;
         op->descriptor.reduce_op =
@@ -270,13 +272,6 @@ static void end_round(struct process *process) {
     enter(process, STAGE_BEGIN);
 }
 
-/* Somebody is not in yet: those who rest must let it in. */
-void user_go_on(struct process *process) {
-    if (process->user.stage == STAGE_IDLE) {
-        enter(process, STAGE_BEGIN);
-    }
-}
-
 void user_step(struct process *process) {
     struct user *user = &process->user;
     user->awake_scheduled = false;
@@ -292,6 +287,10 @@ void user_step(struct process *process) {
         user->attempts[0] = user->mismatches;
         if (user->round >= process->world->calm_round) {
             user->plan.skip_if_none = false;
+        }
+        if (user->plan.straight_to_ops && user->round < process->world->calm_round) {
+            enter(process, STAGE_OPS);
+            break;
         }
         if (user->plan.pending) {
             vote(process, VOTE_PEERS_PENDING, false, false);
@@ -327,6 +326,15 @@ static void start_anew(struct process *process, uint64_t delay) {
     user->batch_ready = false;
     process->connected = false;
     user_wake(process, delay + below(&process->world->random_user, process->world->timeout_ns / 5));
+}
+
+/* Somebody is not in yet: those who rest must let it in, or find out that it is they. */
+void user_go_on(struct process *process) {
+    if (process->user.stage == STAGE_IDLE && process->connected) {
+        enter(process, STAGE_BEGIN);
+    } else if (process->user.stage == STAGE_IDLE) {
+        start_anew(process, 0);
+    }
 }
 
 /* The newcomer takes over the round of those who let it in. */

@@ -245,7 +245,7 @@ static void draw_configuration(struct world *world) {
     world->eager_op_bytes = chance(&source, 30) ? 0 : 64 + below(&source, 2048);
     world->eager_window_bytes = chance(&source, 30) ? 64 + below(&source, 512) : 1 << 20;
     world->straggler_ns = 0;
-    world->think_ns = chance(&source, 50) ? MILLISECOND : 30 * MILLISECOND;
+    world->think_ns = (const uint64_t[]){2000, MILLISECOND, MILLISECOND, 30 * MILLISECOND}[below(&source, 4)];
     world->skewed = chance(&source, 40);
     world->faultless = chance(&source, 10);
     world->wrong_users = !world->faultless && chance(&source, 25);
