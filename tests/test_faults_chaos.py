@@ -1,4 +1,4 @@
-"""Peers come, go, die and freeze at random while all reduce: every result is exact, and in the end all are in.
+"""Peers come, go, die and freeze at random while all reduce: results are exact, and in the end all are in.
 
 Each input bears its owner's signature, so that each result tells over whom it was taken.
 """
@@ -26,14 +26,12 @@ class Chaos:
         self.living: list[Peer] = []
         self.frozen: list[Peer] = []
 
-    def live(self, peer: Peer) -> None:
-        peer.tell("live", journal=str(self.journal), count=COUNT)
+    def live(self, peer: Peer, *, join: bool = False) -> None:
+        peer.tell("live", journal=str(self.journal), count=COUNT, join=join)
         self.living.append(peer)
 
     def join(self) -> None:
-        peer = self.cluster.add()
-        peer.tell("connect")
-        self.live(peer)
+        self.live(self.cluster.add(), join=True)
 
     def pick(self) -> Peer:
         return self.living.pop(self.random.randrange(len(self.living)))
@@ -44,7 +42,9 @@ class Chaos:
             peer = self.frozen.pop()
             peer.process.go_on()
             self.living.append(peer)
-        elif len(self.living) + len(self.frozen) < FEWEST + 1 or (action == "join" and len(self.living) < MOST):
+        elif len(self.living) + len(self.frozen) < FEWEST + 1 or (
+            action == "join" and len(self.living) < MOST
+        ):
             self.join()
         elif len(self.living) <= FEWEST:
             pass

@@ -113,7 +113,7 @@ def test_those_who_wait_for_a_peer_say_for_whom_in_which_op_and_how_long():
         for peer in early:
             ops.append(peer.tell("all_reduce", **op))
             time.sleep(0.1)  # each counts from its own call
-        line = rf"peer {late.name} \(\w+\) has not called the collective with tag 42 for ([\d.]+) s \(1 missing\)"
+        line = rf"peer {late.name} \S+ has not called the collective with tag 42 for ([\d.]+) s \(1 missing\)"
         for peer in early:
             first, second, third = (
                 float(cluster.wait_for_log(peer.process, line, count)[1]) for count in (1, 2, 3)
@@ -131,7 +131,9 @@ def test_those_who_wait_for_a_peer_in_a_joint_call_say_for_whom():
         a, b, late = cluster.form(3)
         votes = [peer.tell("update_topology") for peer in (a, b)]
         for peer in (a, b):
-            cluster.wait_for_log(peer.process, rf"peer {late.name} \(\w+\) has not called update_topology for", 2)
+            cluster.wait_for_log(
+                peer.process, rf"peer {late.name} \(\w+\) has not called update_topology for", 2
+            )
         votes.append(late.tell("update_topology"))
         expect_ok(cluster.collect(votes))
 

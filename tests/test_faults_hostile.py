@@ -116,8 +116,8 @@ def test_noise_of_every_length_and_kind_leaves_the_run_as_it_was():
                 size = random_source.choice([1, 5, 6, 7, 40, 96, 97, 1000, 5000])
                 noise = bytearray(random_source.randbytes(size))
                 if random_source.random() < 0.7:  # a header that makes sense at first sight
-                    header = struct.pack("<IH", random_source.choice([0, size - 6, 1 << 16, 2**32 - 1]) & 0xFFFFFFFF,
-                                         random_source.randrange(26))  # fmt: skip
+                    body_bytes = random_source.choice([0, max(size - 6, 0), 1 << 16, 2**32 - 1])
+                    header = struct.pack("<IH", body_bytes, random_source.randrange(26))
                     noise[: min(6, size)] = header[: min(6, size)]
                 send_some(one, bytes(noise))
                 if random_source.random() < 0.5:  # and it ends with a reset

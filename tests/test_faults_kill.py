@@ -190,7 +190,7 @@ def test_ops_in_flight_beside_the_lost_one_are_lost_for_all_or_committed_for_all
         survivors = peers[:3]
         ops = [{"tag": tag, "step": tag, "count": 400_000, "in_place": tag % 2 == 0} for tag in range(6)]
         for op in ops:
-            for peer in peers[::1 if op["tag"] % 2 else -1]:  # in different order on different peers
+            for peer in peers[:: 1 if op["tag"] % 2 else -1]:  # in different order on different peers
                 peer.tell("start", handle=str(op["tag"]), **op)
         time.sleep(0.005)
         peers[3].kill()

@@ -113,7 +113,9 @@ def test_a_peer_whose_connection_to_the_master_goes_dead_is_out_and_the_others_g
         answers = cluster.collect(ops)
         cluster.check_either(answers, [a, b], count=100_000)
         cluster.wait_for_log(cut_off.process, "the master was lost|put out of the run")
-        expect_error(cluster.ask_all([cut_off], "all_reduce", count=100_000), "MasterLostError", "EvictedError")
+        expect_error(
+            cluster.ask_all([cut_off], "all_reduce", count=100_000), "MasterLostError", "EvictedError"
+        )
         cluster.reduce([a, b])
 
 

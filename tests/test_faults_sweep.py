@@ -15,7 +15,11 @@ MOMENTS = 200
 COUNT = 1_000_000  # float32
 BESIDE = {"tag": 9, "count": 300_000, "dtype": "int32"}  # the op beside it
 VARIANTS = [
-    pytest.param(in_place, beside, id=f"{'in place' if in_place else 'out of place'}, {'two ops' if beside else 'one op'}")
+    pytest.param(
+        in_place,
+        beside,
+        id=f"{'in place' if in_place else 'out of place'}, {'two ops' if beside else 'one op'}",
+    )
     for in_place in (False, True)
     for beside in (False, True)
 ]
@@ -41,7 +45,7 @@ class Sweep:
         return [peer.tell("all_reduce", step=step, **self.op) for peer in peers]
 
     def finish(self, ops: list[Pending], peers: list[Peer], step: int) -> list[bool]:
-        """What became of the ops at the survivors: one outcome, and the exact result or the input as it was."""
+        """What became of the ops at the survivors: one outcome, the exact result or the input as it was."""
         check = self.cluster.check_either
         outcomes = [check(self.cluster.collect(ops), peers, self.survivors, step=step, **self.op)]
         if self.beside is not None:

@@ -102,7 +102,9 @@ class Peer:
         pending = Pending(self, self._last, do)
         self.open[pending.number] = pending
         with contextlib.suppress(BrokenPipeError):  # killed: collect() will see
-            self.connection.sendall(json.dumps({"id": pending.number, "do": do, **arguments}).encode() + b"\n")
+            self.connection.sendall(
+                json.dumps({"id": pending.number, "do": do, **arguments}).encode() + b"\n"
+            )
         return pending
 
     def receive(self) -> None:
@@ -218,7 +220,9 @@ class Cluster:
 
     def forget_dead(self) -> None:
         """Lets go of what belongs to killed peers. Indices stay unique."""
-        for peer in [one for one in self.peers if not one.process.expected_to_live and not one.process.is_alive()]:
+        for peer in [
+            one for one in self.peers if not one.process.expected_to_live and not one.process.is_alive()
+        ]:
             self.peers.remove(peer)
             peer.connection.close()
             os.close(peer.process.handle)
@@ -281,7 +285,14 @@ class Cluster:
     # --- what must come out ------------------------------------------------------------------------------
 
     def expected(
-        self, members: Iterable[Peer], *, count: int, step: int = 0, dtype: str = "float32", op: str = "sum", **_: Any
+        self,
+        members: Iterable[Peer],
+        *,
+        count: int,
+        step: int = 0,
+        dtype: str = "float32",
+        op: str = "sum",
+        **_: Any,
     ) -> str:
         return digest(reduction(self.seed, [peer.index for peer in members], step, count, dtype, op))
 

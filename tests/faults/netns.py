@@ -101,6 +101,22 @@ class Star:
             if other != name:
                 self.cut(name, other)
 
+    def reset(self, name: str, other: str) -> bool:
+        """Ends every connection of `name` with `other` by a reset. False if the kernel can't."""
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            self._namespace(name),
+            "ss",
+            "-H",
+            "-K",
+            "-t",
+            "dst",
+            self._addresses[other],
+        ]
+        return bool(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+
     def mend(self) -> None:
         """All is well again."""
         for source, target in self._rules:

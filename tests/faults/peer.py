@@ -147,7 +147,10 @@ class Peer:
     def do_start(self, command: Command) -> None:
         """An async all-reduce, under the name `handle`."""
         op = Op(self.seed, self.index, command)
-        self._started[command["handle"]] = op, self.communicator.all_reduce_async(op.send, op.recv, **op.options)
+        self._started[command["handle"]] = (
+            op,
+            self.communicator.all_reduce_async(op.send, op.recv, **op.options),
+        )
 
     def do_await(self, command: Command) -> Answer:
         op, handle = self._started.pop(command["handle"])
@@ -167,7 +170,8 @@ class Peer:
                     answer = self.do_all_reduce(command | {"step": step})
                     break
                 except pccl.PeerLostError as error:
-                    assert error.answer["intact"]  # type: ignore[attr-defined]
+                    if not error.answer["intact"]:  # type: ignore[attr-defined]
+                        raise
                     failures += 1
             worlds.append(answer["world"])
             digests.append(answer["digest"])
@@ -176,7 +180,7 @@ class Peer:
     def do_live(self, command: Command) -> None:
         """What a program does that wants to stay in, whatever happens. Writes a line to `journal` for each
         all-reduce that succeeded. Ends only with an error that it cannot cure."""
-        turn = self._live_reduce
+        turn = self._live_join if command.get("join") else self._live_reduce
         while True:
             try:
                 turn(command)

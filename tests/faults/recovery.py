@@ -41,7 +41,9 @@ def kill_once(peers: int, count: int, seed: int) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peers", type=int, default=8)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--count", type=int, default=250_000, help="float32 elements (default: %(default)s)")
