@@ -28,9 +28,7 @@ def _parser() -> argparse.ArgumentParser:
             "master", help="run a master", description="Run a master until SIGINT or SIGTERM."
         )
     )
-    # The benchmarks read their own options, --help among them.
-    bench = commands.add_parser("bench", help="measure this machine or network", add_help=False)
-    bench.add_argument("arguments", nargs=argparse.REMAINDER)
+    commands.add_parser("bench", help="measure this machine or network")  # for the help; see main()
     return parser
 
 
@@ -55,9 +53,10 @@ def _bench(arguments: list[str]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    options = _parser().parse_args(arguments)
-    if options.command == "master":
-        from .master import serve
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["bench"]:  # each benchmark reads its own options, --help among them
+        return _bench(words[1:])
+    options = _parser().parse_args(words)
+    from .master import serve
 
-        return serve(options.listen_address)
-    return _bench(options.arguments)
+    return serve(options.listen_address)

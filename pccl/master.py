@@ -41,7 +41,7 @@ def serve(listen_address: str) -> int:
         master.run()
     except (PCCLError, ValueError) as error:
         print(f"pccl master: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+        return 1 if isinstance(error, PCCLError) else 2
     print(f"pccl master: listening on {master.address}", file=sys.stderr, flush=True)
 
     def wait() -> None:

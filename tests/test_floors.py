@@ -1,4 +1,4 @@
-"""Dependencies point down only: an include or an import that points up fails. csrc/README.md has the floors."""
+"""Dependencies point down only: what points up fails. csrc/README.md has the floors."""
 
 import ast
 import re
