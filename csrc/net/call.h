@@ -23,10 +23,10 @@ struct call {
     uint64_t tag;
     uint64_t deadline_ns; /* 0: none */
     struct op_descriptor descriptor;
-    const void *input; /* the user's; never written, but by an op in place that is committed */
-    void *output;      /* the user's */
+    const void *input;  /* the user's; never written, but by an op in place that is committed */
+    void *output;       /* the user's */
     struct buffer work; /* in place: as large as the buffers, from the communicator's pool; else empty */
-    size_t bytes;      /* of each buffer */
+    size_t bytes;       /* of each buffer */
 
     /* How it ended. */
     uint16_t status; /* pcclResult_t */

@@ -208,8 +208,8 @@ static pcclResult_t close_until(struct comm *comm, uint64_t until_ns) {
         uint64_t now_ns = clock_now_ns();
         uint64_t slice_ns = comm->check != NULL ? now_ns + comm->check_interval_ns : UINT64_MAX;
         found = mailbox_wait(&comm->mailbox, &call, 1, slice_ns < until_ns ? slice_ns : until_ns);
-        stop = found < 0 && (clock_now_ns() >= until_ns ||
-                             (comm->check != NULL && comm->check(comm->check_context)));
+        stop = found < 0 &&
+               (clock_now_ns() >= until_ns || (comm->check != NULL && comm->check(comm->check_context)));
     }
     if (mailbox_abandon(&comm->mailbox, call)) {
         last_error_set("interrupted before the master had answered the goodbye");
@@ -296,7 +296,8 @@ pcclResult_t comm_start_async(struct comm *comm, struct call *call) {
 
 static pcclResult_t unknown_tag(uint64_t tag) {
     last_error_set("no async op with tag %" PRIu64 " is to be awaited: it was never started, or was awaited "
-                   "already, or another thread awaits it", tag);
+                   "already, or another thread awaits it",
+                   tag);
     return pcclInvalidArgument;
 }
 

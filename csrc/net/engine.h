@@ -32,11 +32,11 @@ struct op {
     uint8_t *result; /* the user's output, or the work buffer of an op in place */
     void *memory;    /* owned: of `transfer`, then `crcs` */
     struct ring_transfer transfer;
-    uint32_t *crcs;  /* of finished chunks, by segment and chunk: they are passed on as they came */
+    uint32_t *crcs; /* of finished chunks, by segment and chunk: they are passed on as they came */
 
     bool granted; /* by the next rank, with `grant` */
     uint32_t grant;
-    struct list ready;   /* in engine.ready or engine.starved while it has a chunk to send */
+    struct list ready;    /* in engine.ready or engine.starved while it has a chunk to send */
     struct list granting; /* in engine.granting until its grant to the previous rank is out */
 
     struct list reporting;
@@ -58,15 +58,15 @@ struct engine {
     const struct peer *machine;
     struct link_set *links;
     struct link *previous, *next; /* in the ring of the committed epoch; NULL when alone */
-    struct list ready;    /* ops that may send a chunk, in turn */
-    struct list starved;  /* those that wait for eager room */
+    struct list ready;            /* ops that may send a chunk, in turn */
+    struct list starved;          /* those that wait for eager room */
     struct list granting;
     struct list reporting;
-    uint32_t held_count;  /* on all links */
-    bool sort_all;        /* held frames may have found their ops */
-    bool sort_tag;        /* likewise, those with `tag_to_sort` */
+    uint32_t held_count; /* on all links */
+    bool sort_all;       /* held frames may have found their ops */
+    bool sort_tag;       /* likewise, those with `tag_to_sort` */
     uint64_t tag_to_sort;
-    uint8_t *trash;       /* TRASH_BYTES that are written and never read */
+    uint8_t *trash; /* TRASH_BYTES that are written and never read */
     struct op ops[MAX_OPS];
 };
 

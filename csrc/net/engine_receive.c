@@ -75,8 +75,7 @@ static uint8_t *place_of(const struct op *op, uint32_t step, uint32_t chunk, str
 /* The chunk fits the op: it is awaited, comes from the right side and has the right size. */
 static bool chunk_fits(const struct engine *engine, const struct op *op, const struct link *link,
                        const struct frame *frame) {
-    if (link != engine->previous ||
-        !ring_transfer_expects(&op->transfer, frame->step, frame->chunk)) {
+    if (link != engine->previous || !ring_transfer_expects(&op->transfer, frame->step, frame->chunk)) {
         return false;
     }
     struct ring_range range;
@@ -98,8 +97,8 @@ static void report_if_whole(struct engine *engine, struct op *op) {
 }
 
 /* Reduces or stores a chunk that fits. `payload` may be its place already. */
-static void use_chunk(struct engine *engine, struct op *op, const struct frame *frame,
-                      const uint8_t *payload, uint32_t crc) {
+static void use_chunk(struct engine *engine, struct op *op, const struct frame *frame, const uint8_t *payload,
+                      uint32_t crc) {
     const struct ring_plan *plan = &op->transfer.plan;
     const struct op_descriptor *descriptor = &op->call->descriptor;
     struct ring_range range;
@@ -206,8 +205,7 @@ static void sort_link(struct engine *engine, struct link *link) {
     for (struct list *node = link->held.next; node != &link->held; node = next) {
         next = node->next;
         struct held_frame *held = LIST_ENTRY(node, struct held_frame, node);
-        if ((engine->sort_all || held->frame.tag == engine->tag_to_sort) &&
-            !sort_one(engine, link, held)) {
+        if ((engine->sort_all || held->frame.tag == engine->tag_to_sort) && !sort_one(engine, link, held)) {
             return;
         }
     }

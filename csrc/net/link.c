@@ -20,14 +20,14 @@ static const uint64_t first_retry_ns = 20 * NS_PER_MS, last_retry_ns = 500 * NS_
 static const char cant_connect[] = "can't connect to";
 
 enum {
-    /* About a chunk: more in the kernel would bind chunks to a stream that can't carry them yet. */
+    /* The kernel says that it has room when less than half of this is waiting there: about a chunk. More
+     * would bind chunks to a stream that can't carry them yet. */
     NOTSENT_LOWAT_BYTES = 512 * 1024,
     /* How many heartbeat intervals more than the timeout a link may be silent. */
     SILENCE_GRACE_HEARTBEATS = 2,
 };
 
-void link_set_init(struct link_set *set, struct poller *poller, struct engine *engine,
-                   uint64_t timeout_ns) {
+void link_set_init(struct link_set *set, struct poller *poller, struct engine *engine, uint64_t timeout_ns) {
     memset(set, 0, sizeof *set);
     set->poller = poller;
     set->engine = engine;
@@ -397,9 +397,8 @@ static void tick_building(struct link *link, uint64_t now_ns) {
             link_fail(link, "%u of %u streams came within %.1f s", (unsigned)link->open_streams,
                       (unsigned)link->stream_count, seconds);
         } else {
-            link_fail(link, "%u of %u streams could be made within %.1f s%s%s",
-                      (unsigned)link->open_streams, (unsigned)link->stream_count, seconds,
-                      last[0] == '\0' ? "" : "; ", last);
+            link_fail(link, "%u of %u streams could be made within %.1f s%s%s", (unsigned)link->open_streams,
+                      (unsigned)link->stream_count, seconds, last[0] == '\0' ? "" : "; ", last);
         }
         return;
     }

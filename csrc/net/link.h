@@ -38,7 +38,7 @@ struct link {
     uint64_t build_deadline_ns;
     uint64_t last_sent_ns, last_heard_ns;
     uint64_t ping_interval_ns; /* of silence, after which we ping: what the more impatient side wants */
-    bool suspect; /* silent for too long when last looked at; one more look decides */
+    bool suspect;              /* silent for too long when last looked at; one more look decides */
     bool ping_due;
 
     /* Early data (FRAME_EAGER). What we may still send, what the other side has sent us and not been
@@ -56,8 +56,7 @@ struct link_set {
     struct link links[MAX_LINKS];
 };
 
-void link_set_init(struct link_set *set, struct poller *poller, struct engine *engine,
-                   uint64_t timeout_ns);
+void link_set_init(struct link_set *set, struct poller *poller, struct engine *engine, uint64_t timeout_ns);
 void link_set_free(struct link_set *set);
 
 /* PEER_LINK_OPEN and PEER_LINK_EXPECT; what goes wrong is reported as that the link is down. */

@@ -13,7 +13,7 @@
 
 struct listener {
     struct poll_item item;
-    int fd; /* owned; -1: none */
+    int fd;             /* owned; -1: none */
     uint64_t resume_ns; /* the system was out of descriptors: accept again then; 0: it was not */
     struct poller *poller;
     struct link_set *links;

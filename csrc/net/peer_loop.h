@@ -29,14 +29,14 @@ enum control_state { CONTROL_NONE, CONTROL_CONNECTING, CONTROL_OPEN, CONTROL_LOS
 
 struct peer_loop {
     struct peer_loop_options options;
-    struct mailbox *mailbox;   /* the communicator's */
-    struct buffer_pool *pool;  /* likewise */
+    struct mailbox *mailbox;  /* the communicator's */
+    struct buffer_pool *pool; /* likewise */
     pthread_t thread;
     char who[MAX_NAME_BYTES + 16]; /* in log lines */
 
     struct poller poller;
     struct poll_item wake_item;
-    struct peer *machine; /* owned */
+    struct peer *machine;  /* owned */
     struct engine *engine; /* owned */
     struct link_set links;
     struct listener listener;
@@ -45,7 +45,7 @@ struct peer_loop {
     struct poll_item control_item;
     enum control_state control_state;
     char control_reason[MAX_REASON_BYTES + 1]; /* CONTROL_LOST: the machine does not know yet */
-    struct message message; /* the one being worked on */
+    struct message message;                    /* the one being worked on */
 
     /* Calls under way; the slot of each is its number's remainder. */
     struct call *calls[MAX_CALLS];

@@ -23,13 +23,19 @@ enum {
 };
 
 /* What a peer's loop watches (struct poll_item). */
-enum peer_item { PEER_ITEM_WAKE, PEER_ITEM_CONTROL, PEER_ITEM_LISTENER, PEER_ITEM_STRANGER, PEER_ITEM_STREAM };
+enum peer_item {
+    PEER_ITEM_WAKE,
+    PEER_ITEM_CONTROL,
+    PEER_ITEM_LISTENER,
+    PEER_ITEM_STRANGER,
+    PEER_ITEM_STREAM
+};
 
 enum stream_state {
     STREAM_CLOSED,
-    STREAM_WAITING,    /* to connect, at `retry_ns` */
+    STREAM_WAITING, /* to connect, at `retry_ns` */
     STREAM_CONNECTING,
-    STREAM_GREETING,   /* the opener's greeting is sent, the answer has not come */
+    STREAM_GREETING, /* the opener's greeting is sent, the answer has not come */
     STREAM_OPEN,
 };
 

@@ -18,14 +18,14 @@ static uint64_t seed = 1;
 static ccoip_socket_address_t master_address;
 static pthread_barrier_t barrier;
 
-#define REQUIRE(condition, ...)                                                                    \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: not so: %s: ", __FILE__, __LINE__, #condition);                \
-            fprintf(stderr, __VA_ARGS__);                                                          \
-            fprintf(stderr, " [last error: %s]\n", pcclGetLastError(NULL));                        \
-            exit(1);                                                                               \
-        }                                                                                          \
+#define REQUIRE(condition, ...)                                                                              \
+    do {                                                                                                     \
+        if (!(condition)) {                                                                                  \
+            fprintf(stderr, "%s:%d: not so: %s: ", __FILE__, __LINE__, #condition);                          \
+            fprintf(stderr, __VA_ARGS__);                                                                    \
+            fprintf(stderr, " [last error: %s]\n", pcclGetLastError(NULL));                                  \
+            exit(1);                                                                                         \
+        }                                                                                                    \
     } while (0)
 
 static void require_success(pcclResult_t result, const char *what) {
@@ -134,7 +134,8 @@ static void fill(void *array, size_t count, pcclDataType_t type, pcclRedOp_t op,
     }
 }
 
-static void require_result(const void *result, size_t count, pcclDataType_t type, pcclRedOp_t op, uint64_t tag) {
+static void require_result(const void *result, size_t count, pcclDataType_t type, pcclRedOp_t op,
+                           uint64_t tag) {
     for (size_t i = 0; i < count; i++) {
         unsigned char expected[8];
         put(type, expected, 0, expected_value(peers, i, tag, op));
@@ -169,7 +170,8 @@ static void join(struct peer_thread *peer, int world) {
 
 /* ---- the parts ---- */
 
-static void one_reduce(struct peer_thread *peer, size_t count, pcclDataType_t type, pcclRedOp_t op, bool in_place) {
+static void one_reduce(struct peer_thread *peer, size_t count, pcclDataType_t type, pcclRedOp_t op,
+                       bool in_place) {
     uint64_t tag = count + (uint64_t)type;
     size_t bytes = count * size_of(type);
     unsigned char *send = malloc(bytes), *before = malloc(bytes);
@@ -182,7 +184,8 @@ static void one_reduce(struct peer_thread *peer, size_t count, pcclDataType_t ty
     require_result(receive, count, type, op, tag);
     REQUIRE((int)info.local_world_size == peers, "world %u", info.local_world_size);
     uint64_t payload = 2 * (uint64_t)bytes * (uint64_t)(peers - 1) / (uint64_t)peers;
-    REQUIRE(info.tx_bytes + 64 * (uint64_t)peers >= payload && info.rx_bytes + 64 * (uint64_t)peers >= payload,
+    REQUIRE(info.tx_bytes + 64 * (uint64_t)peers >= payload &&
+                info.rx_bytes + 64 * (uint64_t)peers >= payload,
             "tx %" PRIu64 " rx %" PRIu64 " of %" PRIu64, info.tx_bytes, info.rx_bytes, payload);
     if (!in_place) {
         REQUIRE(memcmp(send, before, bytes) == 0, "the input was changed");
@@ -281,8 +284,9 @@ static void part_multiple(struct peer_thread *peer) {
     for (int i = 0; i < OPS; i++) {
         int32_t *array = malloc(COUNT * sizeof(int32_t));
         fill(array, COUNT, pcclInt32, pcclMax, (uint64_t)i, peer->index);
-        ops[i] = (pcclReduceOpDescriptor_t){
-            .sendbuf = array, .recvbuf = array, .descriptor = describe(COUNT, pcclInt32, pcclMax, (uint64_t)i)};
+        ops[i] = (pcclReduceOpDescriptor_t){.sendbuf = array,
+                                            .recvbuf = array,
+                                            .descriptor = describe(COUNT, pcclInt32, pcclMax, (uint64_t)i)};
     }
     pcclReduceInfo_t info;
     require_success(pcclAllReduceMultipleWithRetry(ops, OPS, peer->comm, &info, 5), "multiple");
