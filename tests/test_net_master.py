@@ -420,7 +420,7 @@ def test_without_descriptors_it_neither_ends_nor_spins() -> None:
     assert "can't accept connections for now: Too many open files" in done.stderr
     busy_s, served = done.stdout.splitlines()
     assert served == "served"
-    assert float(busy_s) < 0.5  # of one second: a loop that spins takes all of it
+    assert float(busy_s) < 0.1  # of one second: a loop that spins takes all that it can get
 
 
 def test_decisions_are_logged() -> None:
