@@ -5,8 +5,6 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PIP := .venv/bin/python -m pip --disable-pip-version-check -q
 
-SEEDS ?= 2000
-FIRST_SEED ?= 1
 ASAN_SEEDS ?= 100
 FUZZ_SECONDS ?= 20
 FUZZ_INPUTS ?= 20000
@@ -72,7 +70,7 @@ asan: setup
 	cmake -S . -B build/asan -G Ninja -DPCCL_BUILD_TESTING=ON -DPCCL_SANITIZE=address,undefined
 	cmake --build build/asan
 	@set -e; for driver in $(ASAN)/drivers/*; do echo "asan: $$driver"; $$driver; done
-	$(ASAN)/sim --seed 1 --count $(ASAN_SEEDS)
+	.venv/bin/python -m tests.sim --sanitize --seed 1 --count $(ASAN_SEEDS)
 	@# Python itself is not built under the sanitizers: their library comes first, and its leaks are not ours.
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PCCL_TESTING_LIBRARY=$(CURDIR)/$(ASAN)/libpccl_testing.so \
@@ -84,31 +82,33 @@ tsan: setup
 	cmake --build build/tsan
 	@set -e; for driver in build/tsan/testing/drivers/*; do echo "tsan: $$driver"; $$driver; done
 
-## make sim      both machines over a virtual network (SEEDS=2000 FIRST_SEED=1)
-sim: build
-	build/testing/sim --seed $(FIRST_SEED) --count $(SEEDS)
-	.venv/bin/python -m tests.sim --scenarios
+## make sim      both machines over a virtual network: seeds and scenarios (ARGS='--seed 7 --trace')
+sim: setup
+	.venv/bin/python -m tests.sim $(ARGS)
 
 ## make sim-mutations  faults planted in the machines: after how many seeds is each caught?
-sim-mutations: build
+sim-mutations: setup
 	.venv/bin/python -m tests.sim --mutations
 
 ## make fuzz     machines and decoders on hostile input, FUZZ_SECONDS=20 each; with libFuzzer where clang is
 fuzz: setup
 	@set -e; if command -v clang >/dev/null; then \
 	  cmake -S . -B build/fuzz -G Ninja -DPCCL_BUILD_TESTING=ON -DPCCL_SANITIZE=address,undefined \
-	    -DPCCL_LIBFUZZER=ON -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=Release; \
+	    -DPCCL_LIBFUZZER=ON -DCMAKE_C_COMPILER=clang; \
 	  cmake --build build/fuzz; \
-	  for target in build/fuzz/testing/fuzz/*; do \
-	    echo "fuzz: $$target"; mkdir -p build/corpus/$$(basename $$target); \
+	  for target in build/fuzz/testing/fuzz/fuzz_*; do \
+	    name=$${target##*/fuzz_}; echo "fuzz: $$name"; mkdir -p build/corpus/$$name; \
+	    seeds=tests/fuzz/corpus/$$name; \
 	    $$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 -verbosity=0 -print_final_stats=1 \
-	      -artifact_prefix=build/ build/corpus/$$(basename $$target); \
+	      -artifact_prefix=build/corpus/$$name- build/corpus/$$name $$([ -d $$seeds ] && echo $$seeds); \
 	  done; \
 	else \
 	  echo "fuzz: no clang here, so random inputs take the place of libFuzzer"; \
 	  cmake -S . -B build/asan -G Ninja -DPCCL_BUILD_TESTING=ON -DPCCL_SANITIZE=address,undefined; \
 	  cmake --build build/asan; \
-	  for target in $(ASAN)/fuzz/*; do echo "fuzz: $$target"; $$target -n $(FUZZ_INPUTS) -s $$RANDOM; done; \
+	  for target in $(ASAN)/fuzz/fuzz_*; do \
+	    echo "fuzz: $$target"; $$target -n $(FUZZ_INPUTS) -s $$RANDOM$$RANDOM; \
+	  done; \
 	fi
 
 ## make stress   not there yet: real processes that come, go, hang and die

@@ -8,7 +8,7 @@ pccl_compile_options(pccl_testing)
 target_link_libraries(pccl_testing PRIVATE $<$<PLATFORM_ID:Linux>:m>)
 set_target_properties(pccl_testing PROPERTIES LIBRARY_OUTPUT_DIRECTORY "${testing_dir}")
 
-# A program with the core linked in, as an archive: the simulator brings its own net/ and check_failed().
+# A program with the core linked in.
 function(pccl_test_program target folder)
     add_executable(${target} ${ARGN})
     pccl_compile_options(${target})
@@ -23,11 +23,6 @@ foreach(source IN LISTS drivers)
     get_filename_component(name "${source}" NAME_WE)
     pccl_test_program(${name} drivers "${source}")
 endforeach()
-
-file(GLOB simulator CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tests/sim/*.c")
-if(simulator)
-    pccl_test_program(sim . ${simulator})
-endif()
 
 file(GLOB fuzz_targets CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tests/fuzz/fuzz_*.c")
 foreach(source IN LISTS fuzz_targets)
