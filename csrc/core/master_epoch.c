@@ -250,6 +250,17 @@ void master_epoch_tell_census(struct master *master) {
     }
 }
 
+/* What the commit says to one member. */
+static void list_failed_tags(const struct group *group, int slot, struct message_commit_epoch *commit) {
+    bool excused = slot_set_has(&group->excused, slot);
+    commit->failed_count = 0;
+    for (uint16_t i = 0; i < group->failed_count; i++) {
+        if (!excused || group->failed_tags[i] != group->excused_tag) {
+            commit->failed_tags[commit->failed_count++] = group->failed_tags[i];
+        }
+    }
+}
+
 static void commit(struct master *master, struct group *group) {
     group->epoch = group->plan_epoch;
     for (int i = 0; i < group->size; i++) {
@@ -260,13 +271,12 @@ static void commit(struct master *master, struct group *group) {
     struct message *message = &master->message;
     message->type = MESSAGE_COMMIT_EPOCH;
     message->as.commit_epoch.epoch = group->epoch;
-    message->as.commit_epoch.failed_count = group->failed_count;
-    memcpy(message->as.commit_epoch.failed_tags, group->failed_tags,
-           group->failed_count * sizeof group->failed_tags[0]);
     for (int i = 0; i < group->size; i++) {
+        list_failed_tags(group, group->ring[i], &message->as.commit_epoch);
         master_send(master, group->ring[i], message);
     }
     group->failed_count = 0;
+    slot_set_clear(&group->excused);
     master_log(master, "epoch %" PRIu64 " of group %" PRIu32 " is committed: %d peers", group->epoch,
                group->number, (int)group->size);
     master_settle(master);

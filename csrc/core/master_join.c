@@ -38,6 +38,7 @@ static int find_or_make_group(struct master *master, uint32_t number) {
     group->lost_streak = 0;
     group->last_failed_ns = group->forgiven_ns = 0;
     group->failed_count = 0;
+    slot_set_clear(&group->excused);
     rendezvous_close(&group->sync);
     group->sync_number = 0;
     group->has_revision = false;

@@ -27,6 +27,7 @@ struct slot {
     bool ready;     /* for the group's plan */
     uint8_t sync_part;  /* enum sync_part */
     bool sync_touched;  /* its memory is not what it offered any more */
+    bool sync_unsure;   /* it was told to fetch: its memory may have changed, and only it knows */
     struct message_sync_offer offer;
     uint8_t early_vote; /* cast before the vote that admitted this peer has ended: counts in the next */
 };
@@ -58,6 +59,10 @@ struct group {
     uint64_t last_failed_ns, forgiven_ns;
     uint16_t failed_count; /* tags aborted since the last committed epoch */
     uint64_t failed_tags[MAX_FAILED_TAGS];
+    /* These waited in a joint call that failed together with the op `excused_tag`: they have their error,
+     * and are not to fail once more when they call that op. */
+    struct slot_set excused;
+    uint64_t excused_tag;
     int16_t first_op; /* list of open ops */
 
     struct rendezvous sync;  /* of sync_shared_state */

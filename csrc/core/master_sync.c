@@ -28,6 +28,18 @@ static int next_with(const struct master *master, int group, enum sync_part part
     return NO_SLOT;
 }
 
+/* All hold the elected state. One that was told to fetch before may have changed its memory without our
+ * knowing yet: it has to say so itself. */
+static bool is_settled(const struct master *master, int group) {
+    for (int slot = next_with(master, group, SYNC_PART_HOLDS, 0); slot != NO_SLOT;
+         slot = next_with(master, group, SYNC_PART_HOLDS, slot + 1)) {
+        if (master->slots[slot].sync_unsure) {
+            return false;
+        }
+    }
+    return next_with(master, group, SYNC_PART_FETCHES, 0) == NO_SLOT;
+}
+
 int master_sync_group(const struct master *master, const struct rendezvous *sync) {
     for (int i = 0; i < MAX_PEERS; i++) {
         if (&master->groups[i].sync == sync) {
@@ -48,6 +60,7 @@ static void close_sync(struct master *master, int index) {
         if (master->slots[slot].group == index) {
             master->slots[slot].sync_part = SYNC_PART_NONE;
             master->slots[slot].sync_touched = false;
+            master->slots[slot].sync_unsure = false;
         }
     }
 }
@@ -127,7 +140,7 @@ static void send_plans(struct master *master, int index) {
     message->type = MESSAGE_SYNC_PLAN;
     for (int slot = next_with(master, index, SYNC_PART_HOLDS, 0); slot != NO_SLOT;
          slot = next_with(master, index, SYNC_PART_HOLDS, slot + 1)) {
-        if (is_source(master, slot)) {
+        if (is_source(master, slot) || master->slots[slot].sync_unsure) {
             fill_plan(&master->groups[index], SYNC_HOLD, plan);
             master_send(master, slot, message);
         }
@@ -137,6 +150,7 @@ static void send_plans(struct master *master, int index) {
          slot = next_with(master, index, SYNC_PART_FETCHES, slot + 1)) {
         fill_plan(&master->groups[index], SYNC_FETCH, plan);
         add_sources(master, index, turn++, plan);
+        master->slots[slot].sync_unsure = true;
         master_send(master, slot, message);
     }
 }
@@ -207,11 +221,27 @@ static void hold_election(struct master *master, int index) {
     group->sync_number = ++master->last_sync;
     group->sync_key = random_id(&master->random);
     assign_parts(master, index);
-    if (next_with(master, index, SYNC_PART_FETCHES, 0) == NO_SLOT) {
+    if (is_settled(master, index)) {
         succeed(master, index);
     } else {
         send_plans(master, index);
     }
+}
+
+/* Those who hold the elected state are fewer: new plans, or a new election if none is left. */
+static void go_on(struct master *master, int index) {
+    if (is_settled(master, index)) {
+        succeed(master, index);
+        return;
+    }
+    for (int holder = next_with(master, index, SYNC_PART_HOLDS, 0); holder != NO_SLOT;
+         holder = next_with(master, index, SYNC_PART_HOLDS, holder + 1)) {
+        if (is_source(master, holder)) {
+            send_plans(master, index);
+            return;
+        }
+    }
+    hold_election(master, index);
 }
 
 /* ---- what peers say ---- */
@@ -231,6 +261,7 @@ void master_sync_offer(struct master *master, int slot, const struct message_syn
     } else if (!group->sync.open || !slot_set_has(&group->sync.come, slot)) {
         peer->sync_part = SYNC_PART_OFFERED;
         peer->sync_touched = false;
+        peer->sync_unsure = false;
         master_vote_come(master, &group->sync, VOTE_SYNC_STATE, slot);
         master_settle(master);
     }
@@ -239,25 +270,33 @@ void master_sync_offer(struct master *master, int slot, const struct message_syn
 void master_sync_report(struct master *master, int slot, const struct message_sync_report *report) {
     struct slot *peer = &master->slots[slot];
     int index = peer->group;
+    bool fetches = peer->sync_part == SYNC_PART_FETCHES;
     if (peer->state != SLOT_MEMBER || report->sync == 0 || report->sync != master->groups[index].sync_number ||
-        peer->sync_part != SYNC_PART_FETCHES) {
+        (!fetches && peer->sync_part != SYNC_PART_HOLDS)) {
         return; /* a newer plan has overtaken it */
     }
     switch (report->progress) {
     case SYNC_TOUCHED:
         peer->sync_touched = true;
+        peer->sync_part = SYNC_PART_FETCHES;
+        if (!fetches) {
+            go_on(master, index);
+        }
         break;
     case SYNC_FETCHED:
         peer->sync_part = SYNC_PART_HOLDS;
         peer->sync_touched = false;
+        peer->sync_unsure = false;
+        peer->offer.revision = master->groups[index].elected.revision;
         peer->offer.keys = master->groups[index].elected.keys;
         peer->offer.content = master->groups[index].elected.content;
-        if (next_with(master, index, SYNC_PART_FETCHES, 0) == NO_SLOT) {
+        if (is_settled(master, index)) {
             succeed(master, index);
         }
         break;
     default:
-        master_sync_end(master, index, report->status, report->reason);
+        master_sync_end(master, index, report->status != pcclSuccess ? report->status : pcclInternalError,
+                        report->reason);
         break;
     }
 }
@@ -276,18 +315,7 @@ void master_sync_withdraw(struct master *master, int slot) {
     if (group->sync_number == 0 || part == SYNC_PART_DISAGREES) {
         return;
     }
-    if (next_with(master, index, SYNC_PART_FETCHES, 0) == NO_SLOT) {
-        succeed(master, index);
-        return;
-    }
-    for (int holder = next_with(master, index, SYNC_PART_HOLDS, 0); holder != NO_SLOT;
-         holder = next_with(master, index, SYNC_PART_HOLDS, holder + 1)) {
-        if (is_source(master, holder)) {
-            send_plans(master, index);
-            return;
-        }
-    }
-    hold_election(master, index);
+    go_on(master, index);
 }
 
 void master_sync_settle(struct master *master) {

@@ -209,6 +209,8 @@ void master_vote_conflict(struct master *master, int slot, const struct message_
                      master_label(master, slot, second), describe_op(&conflict->mine, op), conflict->tag);
     ending.has_guilty_tag = true;
     ending.guilty_tag = conflict->tag;
+    group->excused = vote->come;
+    group->excused_tag = conflict->tag;
     master_vote_end(master, vote, pcclMismatch, ending.reason);
     master_epoch_reform(master, index, &ending);
     master_settle(master);

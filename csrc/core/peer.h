@@ -34,7 +34,7 @@ enum peer_event_kind {
     PEER_EVENT_CONNECT,   /* join the run */
     PEER_EVENT_CLOSE,     /* leave it; afterwards every other open call has ended too */
     PEER_EVENT_VOTE,      /* joint call `vote` */
-    PEER_EVENT_SYNC,      /* joint call sync_shared_state with `offer` */
+    PEER_EVENT_SYNC,      /* joint call sync_shared_state with `offer`; NULL: would one be taken now? */
     PEER_EVENT_OP,        /* op with `tag`, `descriptor`, `blocking`; may time out at `deadline_ns` */
     /* The control connection. */
     PEER_EVENT_CONTROL_OPEN,

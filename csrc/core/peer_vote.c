@@ -10,25 +10,37 @@ const char *vote_kind_name(uint8_t kind) {
     return kind < VOTE_KIND_END ? names[kind] : "?";
 }
 
+/* Why a joint call can't be made now: writes a status and a sentence, or returns false if it can. */
+static bool is_hindered(const struct peer *peer, uint8_t kind, uint16_t *status, const char **text) {
+    if (peer_join_hinders(peer, status, text)) {
+        return true;
+    }
+    if (peer->vote_call != 0) {
+        *status = pcclInvalidUsage;
+        *text = "another thread waits in a joint call of this communicator: one at a time";
+        return true;
+    }
+    if (peer->op_count > 0 && kind != VOTE_PEERS_PENDING) {
+        *status = pcclPendingAsyncOps;
+        *text = "collectives of this communicator are still in flight: await them first";
+        return true;
+    }
+    return false;
+}
+
 /* Sends the ballot of a joint call, unless it can't be made now. */
 static void cast(struct peer *peer, const struct peer_event *event, uint8_t kind,
                  const struct message *ballot) {
     uint16_t status;
     const char *text;
-    if (peer_join_hinders(peer, &status, &text)) {
+    if (is_hindered(peer, kind, &status, &text)) {
         peer_complete(peer, event->call, status, 0, text);
-    } else if (peer->vote_call != 0) {
-        peer_complete(peer, event->call, pcclInvalidUsage, 0,
-                      "another thread waits in a joint call of this communicator: one at a time");
-    } else if (peer->op_count > 0 && kind != VOTE_PEERS_PENDING) {
-        peer_complete(peer, event->call, pcclPendingAsyncOps, 0,
-                      "collectives of this communicator are still in flight: await them first");
-    } else {
-        peer->vote_call = event->call;
-        peer->vote_kind = kind;
-        peer->marks_before_vote = peer->marked_count;
-        peer_send(peer, ballot);
+        return;
     }
+    peer->vote_call = event->call;
+    peer->vote_kind = kind;
+    peer->marks_before_vote = peer->marked_count;
+    peer_send(peer, ballot);
 }
 
 void peer_vote_call(struct peer *peer, const struct peer_event *event) {
@@ -37,7 +49,22 @@ void peer_vote_call(struct peer *peer, const struct peer_event *event) {
     cast(peer, event, event->vote, &message);
 }
 
+/* An offer takes long to make: whoever asks without one learns whether it would be taken. */
+static void answer_question(struct peer *peer, uint64_t call) {
+    uint16_t status = pcclSuccess;
+    const char *text = "";
+    if (!is_hindered(peer, VOTE_SYNC_STATE, &status, &text) && peer->plan.world < 2) {
+        status = pcclTooFewPeers;
+        text = "this peer is alone in its group: there is nobody to share state with";
+    }
+    peer_complete(peer, call, status, 0, text);
+}
+
 void peer_vote_sync(struct peer *peer, const struct peer_event *event) {
+    if (event->offer == NULL) {
+        answer_question(peer, event->call);
+        return;
+    }
     struct message message = {.type = MESSAGE_SYNC_OFFER};
     message.as.sync_offer = *event->offer;
     cast(peer, event, VOTE_SYNC_STATE, &message);
