@@ -201,6 +201,40 @@ def test_ops_in_flight_beside_the_lost_one_are_lost_for_all_or_committed_for_all
             cluster.reduce(survivors, **op)
 
 
+def test_ops_that_retry_come_right_by_themselves():
+    with Cluster(seed=SEED) as cluster:
+        peers = cluster.form(4)
+        survivors = peers[:3]
+        ops = [{"tag": tag, "step": tag, "count": 300_000, "in_place": tag % 2 == 0} for tag in range(6)]
+        for op in ops:
+            for peer in peers[:: 1 if op["tag"] % 2 else -1]:
+                peer.tell("start", handle=str(op["tag"]), retry=True, **op)
+        time.sleep(0.01)
+        peers[3].kill()
+        for op in ops:
+            answers = cluster.ask_all(survivors, "await", handle=str(op["tag"]))
+            expect_ok(answers)
+            assert cluster.check_either(answers, peers, survivors, **op)
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 3, 100])
+def test_all_reduce_multiple_with_retry_goes_on_with_those_who_are_left(max_in_flight):
+    with Cluster(seed=SEED) as cluster:
+        peers = cluster.form(4)
+        ops = [{"tag": tag, "step": tag, "count": 200_000, "in_place": tag % 2 == 0} for tag in range(12)]
+        calls = [peer.tell("multiple", ops=ops, max_in_flight=max_in_flight) for peer in peers]
+        for victim in peers[2:]:
+            time.sleep(0.02)
+            victim.kill()
+        answers = cluster.collect(calls[:2])
+        expect_ok(answers)
+        assert answers[0]["digests"] == answers[1]["digests"]
+        memberships = [peers, [*peers[:2], peers[3]], peers[:2]]
+        for op, result in zip(ops, answers[0]["digests"], strict=True):
+            assert result in {cluster.expected(members, **op) for members in memberships}
+        cluster.reduce(peers[:2])
+
+
 def test_peers_train_on_while_others_die():
     with Cluster(seed=SEED) as cluster:
         peers = cluster.form(4)

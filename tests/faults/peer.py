@@ -161,6 +161,26 @@ class Peer:
             raise
         return op.answer(info.local_world_size)
 
+    def do_multiple(self, command: Command) -> Answer:
+        """all_reduce_multiple_with_retry of the `ops`: the digest of each result."""
+        ops = [Op(self.seed, self.index, op) for op in command["ops"]]
+        descriptors = [
+            pccl.ReduceOpDescriptor.from_numpy(
+                op.send,
+                op.send if op.recv is None else op.recv,
+                pccl.ReduceDescriptor(
+                    count=op.send.size,
+                    op=pccl.ReduceOp.SUM,
+                    tag=op.options["tag"],
+                    operand_descriptor=pccl.ReduceOperandDescriptor(pccl.DataType.FLOAT),
+                    quantization_options=pccl.QuantizationOptions(algorithm=pccl.QuantizationAlgorithm.NONE),
+                ),
+            )
+            for op in ops
+        ]
+        self.communicator.all_reduce_multiple_with_retry(descriptors, max_in_flight=command["max_in_flight"])
+        return {"digests": [op.answer(0)["digest"] for op in ops]}
+
     def do_train(self, command: Command) -> Answer:
         """Steps `first` … until `last`, each until it succeeds: worlds and digests, one for each step."""
         worlds, digests, failures = [], [], 0
