@@ -40,7 +40,10 @@ def run_mutation(name: str) -> tuple[bool, str]:
 def run_mutations() -> int:
     missed = 0
     for mutation in mutations():
-        caught, line = run_mutation(mutation.name)
+        try:
+            caught, line = run_mutation(mutation.name)
+        except ValueError as error:  # the code has moved on
+            caught, line = False, str(error)
         missed += not caught
         print(f"{'caught' if caught else 'MISSED':7} {mutation.name:32} {line}", flush=True)
     return 1 if missed else 0

@@ -60,7 +60,7 @@ void user_wake(struct process *process, uint64_t delay) {
 static void think(struct process *process) {
     struct world *world = process->world;
     uint64_t delay = below(&world->random_user, world->think_ns) + process->user.slow_ns;
-    if (process->user.rounds_done > world->active_rounds && world->phase == PHASE_ACTIVE) {
+    if (process->user.rounds_done > world->active_rounds && world->end_round == NEVER) {
         delay += below(&world->random_user, world->timeout_ns / 8); /* enough was done: wait for the faults */
     }
     process->user.slow_ns = 0;
