@@ -221,7 +221,11 @@ class Communicator:
     # --- joint calls: they return when all accepted peers of the run have made the same one ----------------
 
     def update_topology(self) -> None:
-        """Let pending peers in. Joint. Failure is retryable."""
+        """Let pending peers in. Joint. Failure is retryable.
+
+        The connect() of those who are let in returns together with this call: they go on with what the others
+        do next. So a loop ends with it, or a newcomer leaves it out in its first round.
+        """
         _interrupt.call(lib.pcclUpdateTopology, self._handle)
 
     def are_peers_pending(self) -> bool:
