@@ -67,7 +67,13 @@ class Process:
         assert readable([self.handle], HANG_SECONDS), f"{self.name} does not die"
 
     def stop(self) -> None:
+        """SIGSTOP, and wait until no thread of it runs any more."""
         self.signal(signal.SIGSTOP)
+        wait_until(self._stands_still, f"{self.name} stands still")
+
+    def _stands_still(self) -> bool:
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)
 
     def go_on(self) -> None:
         self.signal(signal.SIGCONT)
