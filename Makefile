@@ -10,11 +10,11 @@ FUZZ_SECONDS ?= 20
 FUZZ_INPUTS ?= 20000
 
 NATIVE := $(shell find csrc bindings cmake -type f) CMakeLists.txt pyproject.toml pccl/__init__.py
-C_OURS := $(shell find csrc tests/c -name '*.[ch]' -o -name '*.cpp')
+C_OURS = $(shell find csrc tests -name '*.[ch]' -o -name '*.cpp')
 
 SHELL := /bin/bash
 
-.PHONY: help setup build test demo bench tidy asan tsan sim sim-mutations fuzz stress wheel clean
+.PHONY: help setup build test demo bench tidy format asan tsan sim sim-mutations fuzz stress wheel clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -63,6 +63,12 @@ tidy: setup
 	    -DCMAKE_C_COMPILER=clang; \
 	  cmake --build build/werror-clang; \
 	else echo "tidy: no clang here: its warnings were not checked"; fi
+
+## make format   what tidy would ask for, where a tool can do it
+format: setup
+	ruff format .
+	ruff check --fix .
+	clang-format -i $(C_OURS)
 
 ## make asan     C drivers, simulator and tests of the C core under AddressSanitizer and UBSan
 ASAN := build/asan/testing
