@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "data/copy.h"
 #include "data/crc32c.h"
 #include "data/datatype.h"
 #include "pccl.h"
@@ -88,15 +89,45 @@ void engine_forget_link(struct engine *engine, struct link *link) {
 /* Memory for the progress of `op`, with the checksums behind it. */
 static bool allot_transfer(struct op *op, const struct ring_plan *plan) {
     size_t transfer_bytes = (ring_transfer_bytes(plan) + 7) / 8 * 8;
-    size_t crc_bytes = (size_t)plan->world * plan->chunks_per_segment * sizeof(uint32_t);
-    uint8_t *memory = malloc(transfer_bytes + crc_bytes);
+    size_t chunks = (size_t)plan->world * plan->chunks_per_segment;
+    size_t crc_bytes = chunks * sizeof(uint32_t);
+    uint8_t *memory = malloc(transfer_bytes + crc_bytes + chunks);
     if (memory == NULL) {
         return false;
     }
     op->memory = memory;
     op->crcs = (uint32_t *)(void *)(memory + transfer_bytes);
+    op->saved = memory + transfer_bytes + crc_bytes;
+    memset(op->saved, 0, chunks);
     ring_transfer_init(&op->transfer, plan, memory);
     return true;
+}
+
+/* ---- ops in place ---- */
+
+void engine_save_input(struct op *op, uint32_t segment, uint32_t chunk) {
+    const struct ring_plan *plan = &op->transfer.plan;
+    uint8_t *saved = &op->saved[segment * plan->chunks_per_segment + chunk];
+    if (op->undo == NULL || *saved) {
+        return;
+    }
+    *saved = 1;
+    struct ring_range range = ring_chunk(plan, segment, chunk);
+    size_t offset = range.offset * op->element_bytes;
+    copy_past_cache(op->undo + offset, op->result + offset, range.count * op->element_bytes);
+}
+
+static void restore_input(struct op *op) {
+    const struct ring_plan *plan = &op->transfer.plan;
+    for (uint32_t segment = 0; op->undo != NULL && segment < plan->world; segment++) {
+        for (uint32_t chunk = 0; chunk < ring_segment_chunks(plan, segment); chunk++) {
+            if (op->saved[segment * plan->chunks_per_segment + chunk]) {
+                struct ring_range range = ring_chunk(plan, segment, chunk);
+                size_t offset = range.offset * op->element_bytes;
+                memcpy(op->result + offset, op->undo + offset, range.count * op->element_bytes);
+            }
+        }
+    }
 }
 
 void engine_start(struct engine *engine, const struct peer_action *action, struct call *call) {
@@ -112,7 +143,8 @@ void engine_start(struct engine *engine, const struct peer_action *action, struc
                       .commits_seen = action->commits_seen,
                       .element_bytes = element_bytes,
                       .eager = call->bytes <= EAGER_OP_BYTES,
-                      .result = call->work.memory != NULL ? call->work.memory : call->output};
+                      .result = call->output,
+                      .undo = call->work.memory};
     list_init(&op->ready);
     list_init(&op->granting);
     list_init(&op->reporting);
@@ -150,18 +182,18 @@ static void end_op(struct engine *engine, struct op *op) {
 
 void engine_stop(struct engine *engine, uint32_t index) {
     CHECK(index < MAX_OPS && engine->ops[index].active);
-    end_op(engine, &engine->ops[index]);
+    struct op *op = &engine->ops[index];
+    if (op->memory != NULL) {
+        restore_input(op);
+    }
+    end_op(engine, op);
 }
 
 void engine_finish(struct engine *engine, uint32_t index) {
     CHECK(index < MAX_OPS && engine->ops[index].active);
     struct op *op = &engine->ops[index];
     CHECK(op->memory != NULL && ring_transfer_whole(&op->transfer));
-    struct call *call = op->call;
     end_op(engine, op);
-    if (call->work.memory != NULL) {
-        memcpy(call->output, call->work.memory, call->bytes);
-    }
     engine->sort_all = true; /* one more commit seen */
 }
 
@@ -254,6 +286,9 @@ static void send_chunk(struct stream *stream, struct op *op) {
     struct ring_range range = ring_chunk(plan, segment, id.chunk);
     const uint8_t *from = id.step == 0 ? op->call->input : op->result;
     const uint8_t *payload = from + range.offset * op->element_bytes;
+    if (id.step == 0) {
+        engine_save_input(op, segment, id.chunk); /* it is in the cache now, and overwritten in the end */
+    }
     struct frame frame = frame_of(op, FRAME_DATA);
     frame.step = (uint16_t)id.step;
     frame.chunk = id.chunk;

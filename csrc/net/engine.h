@@ -29,10 +29,12 @@ struct op {
     uint64_t epoch, commits_seen;
     uint32_t element_bytes;
     bool eager;
-    uint8_t *result; /* the user's output, or the work buffer of an op in place */
-    void *memory;    /* owned: of `transfer`, then `crcs` */
+    uint8_t *result; /* the user's output */
+    uint8_t *undo;   /* in place: chunks of the input, saved before they are overwritten; else NULL */
+    void *memory;    /* owned: of `transfer`, then `crcs`, then `saved` */
     struct ring_transfer transfer;
     uint32_t *crcs; /* of finished chunks, by segment and chunk: they are passed on as they came */
+    uint8_t *saved; /* a byte per segment and chunk: it is in `undo` */
 
     bool granted; /* by the next rank, with `grant` */
     uint32_t grant;
@@ -104,6 +106,9 @@ bool engine_has_output(const struct engine *engine, const struct link *link);
 struct op *engine_granted_op(struct engine *engine, uint32_t grant);
 uint32_t engine_grant_number(const struct engine *engine, const struct op *op);
 void engine_op_moved(struct engine *engine, struct op *op);
+/* Before a chunk of the result is written: in place that overwrites the input, which must be as it was if
+ * the op fails. Does nothing the second time, or out of place. */
+void engine_save_input(struct op *op, uint32_t segment, uint32_t chunk);
 void engine_report(struct engine *engine, struct op *op, enum op_report report);
 /* What an early chunk takes of the window. */
 uint32_t engine_eager_cost(uint32_t payload_bytes);

@@ -103,6 +103,7 @@ static void use_chunk(struct engine *engine, struct op *op, const struct frame *
     const struct op_descriptor *descriptor = &op->call->descriptor;
     struct ring_range range;
     uint8_t *place = place_of(op, frame->step, frame->chunk, &range);
+    engine_save_input(op, ring_segment_received(plan, frame->step), frame->chunk);
     if (ring_step_reduces(plan, frame->step)) {
         const uint8_t *own = (const uint8_t *)op->call->input + range.offset * op->element_bytes;
         reduce(descriptor->datatype, descriptor->reduce_op, place, payload, own, range.count);
@@ -274,6 +275,7 @@ static bool begin_chunk(struct engine *engine, struct stream *stream, struct op 
     }
     struct ring_range range;
     in->payload = place_of(op, frame->step, frame->chunk, &range);
+    engine_save_input(op, ring_segment_received(&op->transfer.plan, frame->step), frame->chunk);
     in->sink = SINK_RESULT;
     return true;
 }
