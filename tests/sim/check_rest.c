@@ -7,16 +7,25 @@
 
 /* ---- 6: who may be put out ---- */
 
+/* An edge that has failed lately may still cost somebody its place; one that failed earlier only after the
+ * pair has had another chance, which it gets once in a while. */
+static bool is_suspect(const struct world *world, int a, int b) {
+    uint64_t until = world->edge_suspect_until[a][b];
+    bool forgiven = world->forgiven_at != 0 && world->now - world->forgiven_at < 26 * world->timeout_ns;
+    uint64_t late = forgiven ? 0 : 18 * world->timeout_ns;
+    return until == NEVER || until > world->now + late;
+}
+
 static bool ring_from(const struct world *world, const int *hosts, int count, int at, unsigned used,
                       int *budget) {
     if (--*budget < 0) {
         return false;
     }
     if (used == (1u << count) - 1) {
-        return world->edge_suspect_until[hosts[at]][hosts[0]] <= world->now;
+        return !is_suspect(world, hosts[at], hosts[0]);
     }
     for (int i = 1; i < count; i++) {
-        if ((used >> i & 1) == 0 && world->edge_suspect_until[hosts[at]][hosts[i]] <= world->now &&
+        if ((used >> i & 1) == 0 && !is_suspect(world, hosts[at], hosts[i]) &&
             ring_from(world, hosts, count, i, used | 1u << i, budget)) {
             return true;
         }
@@ -61,7 +70,7 @@ void check_put_out(struct world *world, const struct conn *conn, const char *how
     }
     bool edge = false;
     for (int host = 1; host <= world->hosts; host++) {
-        edge |= world->edge_suspect_until[process->host][host] > world->now;
+        edge |= is_suspect(world, process->host, host);
     }
     if (!edge || ring_exists(world, process)) {
         violate(world, 6, "%s is healthy and can be reached, but it was %s: %s", process->name, how, why);

@@ -342,6 +342,9 @@ static void perform_master(void *context, const struct master_action *action) {
     struct process *master = context;
     struct world *world = master->world;
     if (action->kind == MASTER_LOG) {
+        if (strstr(action->text, "may try again") != NULL) {
+            world->forgiven_at = world->now;
+        }
         trace(world, "master: %s", action->text);
         return;
     }

@@ -35,8 +35,8 @@ enum {
 };
 
 #define MILLISECOND UINT64_C(1000000)
-#define SECOND      UINT64_C(1000000000)
-#define NEVER       UINT64_MAX
+#define SECOND UINT64_C(1000000000)
+#define NEVER UINT64_MAX
 
 struct world;
 struct process;
@@ -403,6 +403,7 @@ struct world {
     uint64_t suspect_until[MAX_HOSTS]; /* the host or its way to the master had a fault */
     uint64_t edge_suspect_until[MAX_HOSTS][MAX_HOSTS];
     uint64_t master_suspect_until;
+    uint64_t forgiven_at; /* when the master last let pairs that had failed try again; 0: never */
     struct event_list *path_backlog;
     struct conn *conns;
     uint64_t conn_count;
