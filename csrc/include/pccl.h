@@ -173,9 +173,30 @@ typedef struct pcclSharedState_t {
 } pcclSharedState_t;
 
 typedef struct pcclSharedStateSyncInfo_t {
-    uint64_t tx_bytes;
-    uint64_t rx_bytes;
+    uint64_t tx_bytes; /* of tensors, that others have fetched here */
+    uint64_t rx_bytes; /* of tensors; both are 0 if all states were equal */
 } pcclSharedStateSyncInfo_t;
+
+typedef enum pcclSyncPhase_t {
+    pcclSyncHashing = 0,
+    pcclSyncWaiting = 1,   /* for the others: nothing is counted */
+    pcclSyncReceiving = 2, /* bytes that differ */
+    pcclSyncSending = 3    /* to all who fetch here; the total is not known: 0 */
+} pcclSyncPhase_t;
+
+typedef struct pcclSyncProgress_t {
+    pcclSyncPhase_t phase;
+    uint64_t done_bytes;
+    uint64_t total_bytes;
+} pcclSyncProgress_t;
+
+/* Optional for one sync; zero means the default. */
+typedef struct pcclSyncOptions_t {
+    /* Called in the thread that synchronises, about ten times a second; must not call pccl. */
+    void (*progress)(void *context, const pcclSyncProgress_t *progress);
+    void *context;
+    uint32_t flags; /* 0 */
+} pcclSyncOptions_t;
 
 typedef struct pcclBuildInfo_t {
     bool has_cuda_support;
@@ -275,6 +296,22 @@ PCCL_EXPORT pcclResult_t pcclAllReduceMultipleWithRetry(const pcclReduceOpDescri
                                                         size_t count, const pcclComm_t *comm,
                                                         pcclReduceInfo_t *PCCL_NULLABLE info_out,
                                                         int max_in_flight);
+
+/* Makes the tensors of all peers of the group equal, bit for bit. They return when all have called. Tensors
+ * are matched by name; names, datatypes and counts have to be equal (pcclMismatch), and no two may share
+ * memory. The state of the newest revision wins, then the one that most peers hold; only what differs
+ * is copied, from all who hold it. The revision rises by one from sync to sync; the first one sets it.
+ * Tensors must not be written meanwhile. After pcclSuccess `state->revision` is the elected one, and all
+ * hold the same bits. After a failure the last error says whether memory was changed; call again.
+ * Strategies: ENFORCE_POPULAR takes part in all; RECEIVE_ONLY is never elected and never sends (if all do
+ * so: pcclNoSharedStateAvailable); SEND_ONLY is never overwritten, and elected before others; one that
+ * differs from the elected state fails with pcclMismatch, alone. Alone in the group: pcclTooFewPeers. */
+PCCL_EXPORT pcclResult_t pcclSynchronizeSharedState(const pcclComm_t *comm, pcclSharedState_t *state,
+                                                    pcclSharedStateSyncStrategy_t strategy,
+                                                    pcclSharedStateSyncInfo_t *PCCL_NULLABLE info_out);
+PCCL_EXPORT pcclResult_t pcclSynchronizeSharedStateWithOptions(
+    const pcclComm_t *comm, pcclSharedState_t *state, pcclSharedStateSyncStrategy_t strategy,
+    const pcclSyncOptions_t *PCCL_NULLABLE options, pcclSharedStateSyncInfo_t *PCCL_NULLABLE info_out);
 
 /* Port 0 picks a free one. The address is in use when the call returns. */
 PCCL_EXPORT pcclResult_t pcclCreateMaster(ccoip_socket_address_t listen_address,

@@ -11,22 +11,26 @@
 #include "net/buffer_pool.h"
 #include "net/list.h"
 
+struct state_desk;
 struct waiter;
 
 /* Belongs to the user's thread before comm_post() and after it is done; between the two to the net
  * thread, but for what is under the communicator's mutex. */
 struct call {
     /* What is asked. */
-    enum peer_event_kind kind; /* PEER_EVENT_CONNECT, _CLOSE, _VOTE or _OP */
+    enum peer_event_kind kind; /* PEER_EVENT_CONNECT, _CLOSE, _VOTE, _SYNC, _OP, or _SYNC_REPORT */
     uint8_t vote;
     bool blocking;
     uint64_t tag;
     uint64_t deadline_ns; /* 0: none */
     struct op_descriptor descriptor;
-    const void *input;  /* the user's; never written, but by an op in place that is committed */
+    const void *input;  /* the user's; written by an op in place alone, and put back if it fails */
     void *output;       /* the user's */
-    struct buffer work; /* in place: as large as the buffers, from the communicator's pool; else empty */
+    struct buffer work; /* in place: room for a copy of the input, from the pool; else empty */
     size_t bytes;       /* of each buffer */
+    const struct message_sync_offer *offer;   /* of _SYNC; NULL: would one be taken? */
+    const struct message_sync_report *report; /* of _SYNC_REPORT: done as soon as it is on its way */
+    struct state_desk *desk; /* of _SYNC with an offer: what happens before it is done is put there */
 
     /* How it ended. */
     uint16_t status; /* pcclResult_t */

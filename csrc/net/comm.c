@@ -23,6 +23,8 @@ struct comm {
     uint32_t users; /* threads between comm_enter() and comm_leave() */
     bool closing;
     enum thread_state thread_state;
+    bool has_mixture;
+    struct digest mixture;
 
     bool (*check)(void *); /* changes only while no call waits */
     void *check_context;
@@ -80,6 +82,10 @@ uint32_t comm_group(const struct comm *comm) {
     return comm->options.hello.group;
 }
 
+const struct message_hello *comm_hello(const struct comm *comm) {
+    return &comm->options.hello;
+}
+
 void comm_get_status(struct comm *comm, struct peer_status *status) {
     mailbox_get_status(&comm->mailbox, status);
 }
@@ -130,19 +136,31 @@ int comm_wait_any(struct comm *comm, struct call *const *calls, int count) {
     }
 }
 
+uint64_t comm_check_interval_ns(const struct comm *comm) {
+    return comm->check != NULL ? comm->check_interval_ns : UINT64_MAX;
+}
+
+bool comm_interrupted(struct comm *comm) {
+    return comm->check != NULL && comm->check(comm->check_context) && close_unattended(comm);
+}
+
 static pcclResult_t not_connected(void) {
     last_error_set("the communicator is not connected: call connect first");
     return pcclInvalidUsage;
 }
 
-/* Posts a call that lies on the caller's stack, and waits for it. */
-static pcclResult_t run_call(struct comm *comm, struct call *call) {
+pcclResult_t comm_post(struct comm *comm, struct call *call) {
     call->blocking = true;
-    if (!mailbox_post(&comm->mailbox, call)) {
-        return not_connected();
+    return mailbox_post(&comm->mailbox, call) ? pcclSuccess : not_connected();
+}
+
+pcclResult_t comm_run(struct comm *comm, struct call *call) {
+    pcclResult_t result = comm_post(comm, call);
+    if (result == pcclSuccess) {
+        comm_wait_any(comm, &call, 1);
+        result = comm_result(call);
     }
-    comm_wait_any(comm, &call, 1);
-    return comm_result(call);
+    return result;
 }
 
 /* ---- joining and leaving ---- */
@@ -188,7 +206,7 @@ pcclResult_t comm_connect(struct comm *comm) {
         return result;
     }
     struct call call = {.kind = PEER_EVENT_CONNECT};
-    return run_call(comm, &call);
+    return comm_run(comm, &call);
 }
 
 /* Says goodbye and waits for the answer until `until_ns`, or until the check says stop. */
@@ -255,9 +273,27 @@ void comm_destroy(struct comm *comm) {
 
 pcclResult_t comm_vote(struct comm *comm, uint8_t kind, uint64_t *value_out) {
     struct call call = {.kind = PEER_EVENT_VOTE, .vote = kind};
-    pcclResult_t result = run_call(comm, &call);
+    pcclResult_t result = comm_run(comm, &call);
     *value_out = call.value;
     return result;
+}
+
+/* ---- shared state ---- */
+
+void comm_set_mixture(struct comm *comm, const struct digest *content) {
+    pthread_mutex_lock(&comm->mutex);
+    comm->has_mixture = content != NULL;
+    if (content != NULL) {
+        comm->mixture = *content;
+    }
+    pthread_mutex_unlock(&comm->mutex);
+}
+
+bool comm_is_mixture(struct comm *comm, const struct digest *content) {
+    pthread_mutex_lock(&comm->mutex);
+    bool is = comm->has_mixture && memcmp(&comm->mixture, content, sizeof *content) == 0;
+    pthread_mutex_unlock(&comm->mutex);
+    return is;
 }
 
 /* ---- ops ---- */
@@ -266,7 +302,7 @@ pcclResult_t comm_post_op(struct comm *comm, struct call *call) {
     if (call->input == call->output) {
         call->work = buffer_pool_take(&comm->pool, call->bytes);
         if (call->work.memory == NULL) {
-            last_error_set("out of memory: an op in place needs a work buffer of %zu bytes", call->bytes);
+            last_error_set("out of memory: an op in place needs room for a copy of its %zu bytes", call->bytes);
             return pcclOutOfMemory;
         }
     }

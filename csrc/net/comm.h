@@ -33,8 +33,23 @@ pcclResult_t comm_vote(struct comm *comm, uint8_t kind, uint64_t *value_out);
 void comm_get_status(struct comm *comm, struct peer_status *status);
 uint32_t comm_group(const struct comm *comm);
 
+/* For calls that do more than wait (net/state_sync.c). */
+const struct message_hello *comm_hello(const struct comm *comm);
+/* Hands a call to the net thread; pcclInvalidUsage if there is none. It is to be awaited. */
+pcclResult_t comm_post(struct comm *comm, struct call *call);
+/* Hands it over and waits until it is done. */
+pcclResult_t comm_run(struct comm *comm, struct call *call);
+/* How often a thread that waits has to ask comm_interrupted(); UINT64_MAX: never. */
+uint64_t comm_check_interval_ns(const struct comm *comm);
+/* Asks the interrupt check. True: the wait is to end, and the communicator is being closed. */
+bool comm_interrupted(struct comm *comm);
+/* What this peer's memory was left with by a sync that failed half-way: a mix of two states, which must not
+ * be elected. NULL: it is none. */
+void comm_set_mixture(struct comm *comm, const struct digest *content);
+bool comm_is_mixture(struct comm *comm, const struct digest *content);
+
 /* Hands an op to the net thread: of `call`, what is asked is filled in, the rest is zero. If it is in
- * place, its work buffer is taken here. Unless this succeeds, the call was not made. */
+ * place, the room for a copy of its input is taken here. Unless this succeeds, the call was not made. */
 pcclResult_t comm_post_op(struct comm *comm, struct call *call);
 /* Waits until one of the calls is done and returns its place. Asks the interrupt check meanwhile. Their
  * results are in the calls; the last error is not set. */

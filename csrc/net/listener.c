@@ -120,6 +120,15 @@ void listener_ready(struct listener *listener) {
     }
 }
 
+/* A sync of shared state may be waiting for it: then its socket belongs to that from now on. */
+static void try_desk(struct listener *listener, struct stranger *stranger) {
+    int fd = stranger->item.fd;
+    if (listener->desk != NULL && state_desk_expects(listener->desk, &stranger->greeting)) {
+        part(listener, stranger, true);
+        state_desk_put_visitor(listener->desk, fd);
+    }
+}
+
 static void try_adopt(struct listener *listener, struct stranger *stranger) {
     int fd = stranger->item.fd;
     switch (link_adopt(listener->links, &stranger->greeting, &stranger->item)) {
@@ -127,6 +136,7 @@ static void try_adopt(struct listener *listener, struct stranger *stranger) {
         part(listener, stranger, true);
         break;
     case LINK_NOT_YET:
+        try_desk(listener, stranger); /* its run and its aim are right */
         break;
     case LINK_REFUSED:
         part(listener, stranger, true);

@@ -10,6 +10,7 @@
 #include "net/link.h"
 #include "net/list.h"
 #include "net/poller.h"
+#include "net/state_desk.h"
 
 struct listener {
     struct poll_item item;
@@ -17,6 +18,7 @@ struct listener {
     uint64_t resume_ns; /* the system was out of descriptors: accept again then; 0: it was not */
     struct poller *poller;
     struct link_set *links;
+    struct state_desk *desk; /* of a sync of shared state: connections may be for it; NULL: there is none */
     struct list strangers; /* the oldest first */
     uint32_t stranger_count;
 };
@@ -34,7 +36,7 @@ uint16_t listener_port(const struct listener *listener);
 void listener_ready(struct listener *listener);
 void listener_stranger_ready(struct listener *listener, struct stranger *stranger);
 struct stranger *listener_stranger_of(struct poll_item *item);
-/* A link is expected from now on: its streams may be among the strangers. */
+/* A link is expected from now on, or a sync: their connections may be among the strangers. */
 void listener_match(struct listener *listener);
 
 void listener_tick(struct listener *listener, uint64_t now_ns);

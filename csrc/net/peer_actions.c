@@ -64,6 +64,14 @@ static void build_link(struct peer_loop *loop, const struct peer_action *action)
     }
 }
 
+static void put_plan(struct peer_loop *loop, const struct peer_action *action) {
+    struct call *call = peer_loop_find_call(loop, action->call);
+    CHECK(call != NULL && call->desk != NULL);
+    state_desk_put_plan(call->desk, action->plan);
+    loop->listener.desk = call->desk;
+    listener_match(&loop->listener); /* who was told of the plan before us may be here already */
+}
+
 static void complete(struct peer_loop *loop, const struct peer_action *action) {
     struct call *call = peer_loop_find_call(loop, action->call);
     CHECK(call != NULL);
@@ -113,7 +121,8 @@ void peer_loop_perform(void *context, const struct peer_action *action) {
         engine_finish(loop->engine, action->op);
         break;
     case PEER_SYNC_PLAN:
-        break; /* nothing calls sync_shared_state yet */
+        put_plan(loop, action);
+        break;
     case PEER_COMPLETE:
         complete(loop, action);
         break;

@@ -33,6 +33,12 @@ void peer_loop_complete(struct peer_loop *loop, struct call *call) {
             loop->pool_deadline_ns = now_ns + pool_idle_ns;
         }
     }
+    if (call->desk != NULL) {
+        if (loop->listener.desk == call->desk) {
+            loop->listener.desk = NULL;
+        }
+        state_desk_end(call->desk);
+    }
     mailbox_complete(loop->mailbox, call);
 }
 
@@ -105,9 +111,18 @@ static void start_call(struct peer_loop *loop, struct call *call) {
                                .tag = call->tag,
                                .blocking = call->blocking,
                                .deadline_ns = call->deadline_ns,
-                               .descriptor = call->descriptor};
+                               .descriptor = call->descriptor,
+                               .offer = call->offer};
     step(loop, &event);
     settle(loop);
+}
+
+/* Of a call that waits: it has no end of its own. */
+static void pass_report(struct peer_loop *loop, struct call *call) {
+    struct peer_event event = {.kind = PEER_EVENT_SYNC_REPORT, .report = call->report};
+    step(loop, &event);
+    settle(loop);
+    mailbox_complete(loop->mailbox, call);
 }
 
 /* True if there were any. */
@@ -119,7 +134,11 @@ static bool collect_calls(struct peer_loop *loop, bool may_sleep, bool *stop) {
     while (!list_is_empty(&calls)) {
         struct call *call = LIST_ENTRY(calls.next, struct call, node);
         list_remove(&call->node);
-        start_call(loop, call);
+        if (call->kind == PEER_EVENT_SYNC_REPORT) {
+            pass_report(loop, call);
+        } else {
+            start_call(loop, call);
+        }
     }
     return any;
 }

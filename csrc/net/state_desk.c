@@ -1,0 +1,114 @@
+#define _GNU_SOURCE
+#include "net/state_desk.h"
+
+#include <errno.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/check.h"
+
+int state_desk_init(struct state_desk *desk, bool serves) {
+    *desk = (struct state_desk){.serves = serves};
+    desk->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (desk->wake_fd < 0) {
+        return -errno;
+    }
+    int error = pthread_mutex_init(&desk->mutex, NULL);
+    if (error != 0) {
+        close(desk->wake_fd);
+    }
+    return -error;
+}
+
+/* With the mutex held, or alone. */
+static void turn_visitors_away(struct state_desk *desk) {
+    while (desk->visitor_count > 0) {
+        close(desk->visitors[--desk->visitor_count]);
+    }
+}
+
+void state_desk_free(struct state_desk *desk) {
+    turn_visitors_away(desk);
+    pthread_mutex_destroy(&desk->mutex);
+    close(desk->wake_fd);
+}
+
+/* ---- the waiting thread ---- */
+
+bool state_desk_take_plan(struct state_desk *desk, struct message_sync_plan *plan) {
+    pthread_mutex_lock(&desk->mutex);
+    bool new_plan = desk->new_plan;
+    if (new_plan) {
+        *plan = desk->plan;
+        desk->new_plan = false;
+    }
+    pthread_mutex_unlock(&desk->mutex);
+    return new_plan;
+}
+
+int state_desk_take_visitor(struct state_desk *desk) {
+    pthread_mutex_lock(&desk->mutex);
+    int fd = desk->visitor_count > 0 ? desk->visitors[--desk->visitor_count] : -1;
+    pthread_mutex_unlock(&desk->mutex);
+    return fd;
+}
+
+bool state_desk_has_ended(struct state_desk *desk) {
+    pthread_mutex_lock(&desk->mutex);
+    bool ended = desk->ended;
+    pthread_mutex_unlock(&desk->mutex);
+    return ended;
+}
+
+void state_desk_woken(struct state_desk *desk) {
+    uint64_t count;
+    ssize_t size = read(desk->wake_fd, &count, sizeof count);
+    CHECK(size == (ssize_t)sizeof count || errno == EAGAIN || errno == EINTR);
+}
+
+/* ---- the net thread ---- */
+
+/* With the mutex held: so that the desk is not gone before its waker is through. */
+static void wake(struct state_desk *desk) {
+    uint64_t one = 1;
+    ssize_t written;
+    do {
+        written = write(desk->wake_fd, &one, sizeof one);
+    } while (written < 0 && errno == EINTR);
+    CHECK(written == (ssize_t)sizeof one || errno == EAGAIN);
+}
+
+void state_desk_put_plan(struct state_desk *desk, const struct message_sync_plan *plan) {
+    pthread_mutex_lock(&desk->mutex);
+    if (desk->has_plan && desk->plan.sync != plan->sync) {
+        turn_visitors_away(desk); /* they come for what was elected before */
+    }
+    desk->plan = *plan;
+    desk->has_plan = true;
+    desk->new_plan = true;
+    wake(desk);
+    pthread_mutex_unlock(&desk->mutex);
+}
+
+bool state_desk_expects(struct state_desk *desk, const struct link_greeting *greeting) {
+    pthread_mutex_lock(&desk->mutex);
+    bool expected = desk->serves && desk->has_plan && desk->plan.role == SYNC_HOLD &&
+                    id_equal(&desk->plan.key, &greeting->key) && desk->visitor_count < MAX_DESK_VISITORS;
+    pthread_mutex_unlock(&desk->mutex);
+    return expected;
+}
+
+void state_desk_put_visitor(struct state_desk *desk, int fd) {
+    pthread_mutex_lock(&desk->mutex);
+    CHECK(desk->visitor_count < MAX_DESK_VISITORS); /* others only take some away */
+    desk->visitors[desk->visitor_count++] = fd;
+    wake(desk);
+    pthread_mutex_unlock(&desk->mutex);
+}
+
+void state_desk_end(struct state_desk *desk) {
+    pthread_mutex_lock(&desk->mutex);
+    desk->ended = true;
+    wake(desk);
+    pthread_mutex_unlock(&desk->mutex);
+}
