@@ -17,8 +17,11 @@ INCLUDE_DIR = Path(__file__).resolve().parent.parent / "csrc" / "include"
 MARKED = re.compile(r"/\* <cffi> \*/(.*?)/\* </cffi> \*/", re.DOTALL)
 MACROS = re.compile(r"\b(PCCL_EXPORT|PCCL_NULLABLE)\b")
 
-# Asked while a call waits; see pccl/_interrupt.py.
-CALLBACKS = 'extern "Python" bool pccl_interrupted(void *);'
+# Asked while a call waits, and told how far a sync is; see pccl/_interrupt.py.
+CALLBACKS = """
+extern "Python" bool pccl_interrupted(void *);
+extern "Python" void pccl_sync_progress(void *, const pcclSyncProgress_t *);
+"""
 
 
 def declarations(header: str) -> str:

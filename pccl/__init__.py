@@ -35,6 +35,14 @@ from ._errors import (
 )
 from ._master import MasterNode
 from .communicator import AsyncReduceHandle, Communicator
+from .state import (
+    SharedState,
+    SharedStateSyncInfo,
+    SharedStateSyncProgress,
+    SharedStateSyncStrategy,
+    SyncPhase,
+    TensorInfo,
+)
 
 __version__ = "0.1.0"
 
@@ -61,6 +69,12 @@ __all__ = [
     "ReduceOperandDescriptor",
     "RefusedError",
     "Result",
+    "SharedState",
+    "SharedStateSyncInfo",
+    "SharedStateSyncProgress",
+    "SharedStateSyncStrategy",
+    "SyncPhase",
+    "TensorInfo",
     "TooFewPeersError",
     "__version__",
     "cuda",

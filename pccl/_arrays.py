@@ -46,7 +46,7 @@ def memory_of(array: Any, role: str, *, writable: bool) -> Memory:
     else:
         memory = _other_memory(array, role, writable)
     if memory.count == 0:
-        raise ValueError(f"{role} is empty: there is nothing to reduce")
+        raise ValueError(f"{role} is empty: it must have at least one element")
     return memory
 
 
@@ -74,7 +74,8 @@ def strided_error(role: str, cure: str) -> ValueError:
 
 
 def read_only_error(role: str) -> ValueError:
-    return ValueError(f"{role} is read-only: pass a writable array as recv=")
+    cure = "pass a writable array as recv=" if role.startswith("send") else "pass one that is writable"
+    return ValueError(f"{role} is read-only: {cure}")
 
 
 def _numpy_memory(array: Any, role: str, writable: bool) -> Memory:

@@ -1,26 +1,27 @@
-"""Ctrl-C, and every other Python signal handler, during a wait in C.
+"""Ctrl-C, and every other Python signal handler, during a wait in C; and what C tells meanwhile.
 
 While a call waits, C asks pccl_interrupted() every INTERVAL_MS. Entering Python code is what gives pending
 signal handlers their turn (in the main thread). What a handler raises is kept aside, the wait is ended, and
-the caller raises it again once the C call has returned.
+the caller raises it again once the C call has returned. So it is with what a progress callback raises.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from ._errors import check, last_error
 from ._native import ffi, lib
 
-__all__ = ["call", "try_call", "watch"]
+__all__ = ["ProgressOptions", "call", "try_call", "watch"]
 
 INTERVAL_MS = 50
 
 
 class _Raised(threading.local):
-    """What a signal handler raised in this thread's wait."""
+    """What a signal handler or a progress callback raised in this thread's wait."""
 
     exception: BaseException | None = None
 
@@ -38,7 +39,23 @@ def pccl_interrupted(context: Any) -> bool:
     # of the loop gives it a safe point within.
     for _ in range(2):
         pass
-    return False
+    return _raised.exception is not None
+
+
+@ffi.def_extern(onerror=_keep)  # type: ignore[untyped-decorator]
+def pccl_sync_progress(context: Any, progress: Any) -> None:
+    if _raised.exception is None:
+        ffi.from_handle(context)(progress)
+
+
+class ProgressOptions:
+    """A pcclSyncOptions_t that calls `function` with each pcclSyncProgress_t, in the thread that waits."""
+
+    def __init__(self, function: Callable[[Any], object]) -> None:
+        self._handle = ffi.new_handle(function)
+        self.pointer = ffi.new(
+            "pcclSyncOptions_t *", {"progress": lib.pccl_sync_progress, "context": self._handle}
+        )
 
 
 def watch(comm: Any) -> None:
@@ -47,7 +64,7 @@ def watch(comm: Any) -> None:
 
 
 def try_call(function: Any, *arguments: Any) -> int:
-    """Call a C function that may wait, and return its result; raise what a signal handler raised."""
+    """Call a C function that may wait, and return its result; raise what Python code raised meanwhile."""
     result = int(function(*arguments))
     exception, _raised.exception = _raised.exception, None
     if exception is not None:

@@ -28,6 +28,7 @@ from ._enums import Attribute, ReduceOp, Result
 from ._errors import PCCLError, PeerLostError, check
 from ._native import ffi, lib
 from ._operations import InFlight, NativeOperation, Operation, ThreadOperation
+from .state import Progress, SharedState, SharedStateSyncInfo, SharedStateSyncStrategy, progress_from_c
 
 __all__ = ["AsyncReduceHandle", "Communicator"]
 
@@ -237,6 +238,47 @@ class Communicator:
     def optimize_topology(self) -> None:
         """Measure the links and order the ring after them. Joint."""
         _interrupt.call(lib.pcclOptimizeTopology, self._handle)
+
+    # --- shared state ------------------------------------------------------------------------------------
+
+    def sync_shared_state(
+        self,
+        state: SharedState,
+        strategy: SharedStateSyncStrategy = SharedStateSyncStrategy.ENFORCE_POPULAR,
+        *,
+        progress: Progress | None = None,
+    ) -> SharedStateSyncInfo:
+        """Make the tensors of all peers of the group equal, bit for bit. Joint, within the group.
+
+        The newest revision wins, then the state that most peers hold; peers that differ get from those who
+        hold it exactly what differs. The revision must rise by one from sync to sync; the first sync sets
+        it; afterwards state.revision is the elected one. The tensors must not be touched meanwhile.
+
+        If it fails, the error says whether this peer's tensors were changed; once the cause is gone, call
+        again. Names, element types and counts have to be equal at all peers: MismatchError.
+
+        progress: called about ten times a second with a SharedStateSyncProgress, in this thread. What it
+            raises ends the call and closes the communicator, as Ctrl-C does. It must not call pccl.
+        """
+        if not isinstance(state, SharedState):
+            raise TypeError(f"state must be a SharedState, not {type(state).__name__}")
+        if not isinstance(strategy, SharedStateSyncStrategy):
+            raise TypeError(f"strategy must be a SharedStateSyncStrategy, not {type(strategy).__name__}")
+        info = ffi.new("pcclSharedStateSyncInfo_t *")
+        options = (
+            None
+            if progress is None
+            else _interrupt.ProgressOptions(lambda c_progress: progress(progress_from_c(c_progress)))
+        )
+        _interrupt.call(
+            lib.pcclSynchronizeSharedStateWithOptions,
+            self._comm,
+            state.pointer,
+            strategy.value,
+            ffi.NULL if options is None else options.pointer,
+            info,
+        )
+        return SharedStateSyncInfo(info.tx_bytes, info.rx_bytes)
 
     # --- what it knows of itself -------------------------------------------------------------------------
 
