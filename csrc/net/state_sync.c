@@ -31,7 +31,8 @@ struct state_sync {
     struct state_fetcher fetcher;
     struct message_sync_plan plan; /* the newest */
     uint64_t reported_sync;        /* for which this peer has said that it holds the elected state */
-    bool interrupted;
+    bool interrupted, told;
+    pcclSyncPhase_t told_phase;
     uint64_t next_check_ns, next_look_ns, next_progress_ns;
 };
 
@@ -39,9 +40,12 @@ struct state_sync {
 
 static void tell(struct state_sync *sync, pcclSyncPhase_t phase, uint64_t done, uint64_t total, bool now) {
     uint64_t now_ns = clock_now_ns();
-    if (sync->request->progress == NULL || (!now && now_ns < sync->next_progress_ns)) {
+    bool new_phase = !sync->told || phase != sync->told_phase;
+    if (sync->request->progress == NULL || (!now && !new_phase && now_ns < sync->next_progress_ns)) {
         return;
     }
+    sync->told = true;
+    sync->told_phase = phase;
     sync->next_progress_ns = now_ns + progress_interval_ns;
     pcclSyncProgress_t progress = {.phase = phase, .done_bytes = done, .total_bytes = total};
     sync->request->progress(sync->request->context, &progress);

@@ -27,6 +27,7 @@ import numpy as np
 import pccl
 
 from .data import contribution, digest, with_signature
+from .state import StateCommands
 
 Command = dict[str, Any]
 Answer = dict[str, Any]
@@ -59,7 +60,7 @@ class Op:
         return bool(np.array_equal(self.send, self.before))
 
 
-class Peer:
+class Peer(StateCommands):
     def __init__(self, seed: int, index: int, commands: socket.socket) -> None:
         self.seed, self.index = seed, index
         self._commands = commands.makefile("r")
