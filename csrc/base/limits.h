@@ -9,7 +9,7 @@ enum {
     MAX_MASTER_OPS = 8192,              /* open at the master, all groups together */
     MAX_STREAMS = 64,                   /* TCP connections of one link */
     MAX_NAME_BYTES = 63,                /* a peer's name, without the terminating zero */
-    MAX_TENSOR_NAME_BYTES = 1023,  /* in a shared state, without the terminating zero */
+    MAX_TENSOR_NAME_BYTES = 1023,       /* in a shared state, without the terminating zero */
     MAX_REASON_BYTES = 511,             /* a sentence that travels, without the terminating zero */
     MAX_FAILED_TAGS = 1024,             /* that one new epoch reports as failed */
     MAX_MESSAGE_BYTES = 128 * 1024,     /* one control message, its header included */

@@ -7,7 +7,8 @@
 #include "pccl.h"
 
 const char *op_kind_name(uint8_t kind) {
-    static const char *const names[] = {"?", "all_reduce", "broadcast", "all_gather", "reduce_scatter", "barrier"};
+    static const char *const names[] = {"?",          "all_reduce",     "broadcast",
+                                        "all_gather", "reduce_scatter", "barrier"};
     return kind < OP_KIND_END ? names[kind] : "?";
 }
 

@@ -24,8 +24,8 @@ void master_init(struct master *master, const struct master_options *options, ma
 }
 
 void master_send(struct master *master, int slot, const struct message *message) {
-    struct master_action action = {.kind = MASTER_SEND, .connection = master->connections[slot],
-                                   .message = message};
+    struct master_action action = {
+        .kind = MASTER_SEND, .connection = master->connections[slot], .message = message};
     master->perform(master->context, &action);
 }
 

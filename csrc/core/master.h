@@ -32,10 +32,10 @@ enum master_event_kind {
 struct master_event {
     enum master_event_kind kind;
     uint64_t now_ns;
-    uint64_t connection;            /* > 0 */
-    struct address remote;          /* MASTER_MESSAGE: where the connection comes from */
-    const struct message *message;  /* MASTER_MESSAGE: borrowed for the call */
-    const char *reason;             /* MASTER_CLOSED: borrowed for the call */
+    uint64_t connection;           /* > 0 */
+    struct address remote;         /* MASTER_MESSAGE: where the connection comes from */
+    const struct message *message; /* MASTER_MESSAGE: borrowed for the call */
+    const char *reason;            /* MASTER_CLOSED: borrowed for the call */
 };
 
 enum master_action_kind {

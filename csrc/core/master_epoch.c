@@ -107,7 +107,8 @@ static void forgive_pairs(struct master *master, struct group *group) {
         return;
     }
     group->forgiven_ns = master->now_ns;
-    int a = master_find_id(master, &group->last_failed[0]), b = master_find_id(master, &group->last_failed[1]);
+    int a = master_find_id(master, &group->last_failed[0]),
+        b = master_find_id(master, &group->last_failed[1]);
     bool fresh = a != NO_SLOT && b != NO_SLOT && group->last_failed_ns == master->now_ns;
     for (int i = 0; i < group->size; i++) {
         for (int k = 0; k < group->size; k++) {
@@ -154,7 +155,7 @@ static void add_link(const struct master *master, const struct group *group, int
                      bool before_in_ring, struct message_propose *propose) {
     int a = group->ring[rank], b = group->ring[other];
     uint16_t streams = master->slots[a].streams < master->slots[b].streams ? master->slots[a].streams
-                                                                          : master->slots[b].streams;
+                                                                           : master->slots[b].streams;
     propose->links[propose->link_count++] =
         (struct link_plan){.rank = (uint16_t)other,
                            .streams = streams,
@@ -296,8 +297,7 @@ static void add_failed_tags(struct group *group, const struct message_ready *rea
 
 void master_epoch_ready(struct master *master, int slot, const struct message_ready *ready) {
     struct group *group = &master->groups[master->slots[slot].group];
-    if (master->slots[slot].state == SLOT_PENDING || ready->epoch != group->plan_epoch ||
-        group->epoch != 0) {
+    if (master->slots[slot].state == SLOT_PENDING || ready->epoch != group->plan_epoch || group->epoch != 0) {
         return; /* a newer proposal has overtaken it */
     }
     add_failed_tags(group, ready);
@@ -314,8 +314,8 @@ void master_epoch_ready(struct master *master, int slot, const struct message_re
 static int reported_peer(const struct master *master, int slot, const struct message_unreachable *report) {
     const struct group *group = &master->groups[master->slots[slot].group];
     int other = master_find_id(master, &report->peer);
-    if (master->slots[slot].state == SLOT_PENDING || report->epoch != group->plan_epoch ||
-        other == NO_SLOT || other == slot || position(group, other) < 0) {
+    if (master->slots[slot].state == SLOT_PENDING || report->epoch != group->plan_epoch || other == NO_SLOT ||
+        other == slot || position(group, other) < 0) {
         return NO_SLOT;
     }
     return other;
@@ -345,16 +345,17 @@ void master_epoch_unreachable(struct master *master, int slot, const struct mess
         return;
     }
     if (slot_set_has(&master->flipped[slot], other)) {
-        give_pair_up(master, &master->groups[master->slots[slot].group], slot, other); /* neither can open it */
+        give_pair_up(master, &master->groups[master->slots[slot].group], slot,
+                     other); /* neither can open it */
     } else {
         slot_set_add(&master->flipped[slot], other);
         slot_set_add(&master->flipped[other], slot);
     }
     drop_key(&master->groups[master->slots[slot].group], slot, other);
     char from[LABEL_BYTES], to[LABEL_BYTES];
-    struct ending ending = ending_abort(pcclRankConnectionLost, "no link between peers %s and %s: %s",
-                                        master_label(master, slot, from), master_label(master, other, to),
-                                        report->reason);
+    struct ending ending =
+        ending_abort(pcclRankConnectionLost, "no link between peers %s and %s: %s",
+                     master_label(master, slot, from), master_label(master, other, to), report->reason);
     master_epoch_reform(master, master->slots[slot].group, &ending);
     master_settle(master);
 }
@@ -382,9 +383,9 @@ void master_epoch_link_lost(struct master *master, int slot, const struct messag
     count_loss(master, group, slot, other);
     drop_key(group, slot, other);
     char from[LABEL_BYTES], to[LABEL_BYTES];
-    struct ending ending = ending_abort(pcclRankConnectionLost, "the link between peers %s and %s broke: %s",
-                                        master_label(master, slot, from), master_label(master, other, to),
-                                        report->reason);
+    struct ending ending =
+        ending_abort(pcclRankConnectionLost, "the link between peers %s and %s broke: %s",
+                     master_label(master, slot, from), master_label(master, other, to), report->reason);
     master_epoch_reform(master, master->slots[slot].group, &ending);
     master_settle(master);
 }

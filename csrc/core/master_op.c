@@ -95,8 +95,8 @@ static void abort_op(struct master *master, int group, uint64_t tag, struct endi
 }
 
 static void refuse_more(struct master *master, int group, uint64_t tag) {
-    struct ending ending = ending_abort(pcclRefused, "%d collectives are open at the master, which is the limit",
-                                        (int)MAX_MASTER_OPS);
+    struct ending ending = ending_abort(
+        pcclRefused, "%d collectives are open at the master, which is the limit", (int)MAX_MASTER_OPS);
     abort_op(master, group, tag, &ending);
 }
 
@@ -143,8 +143,9 @@ void master_op_abort(struct master *master, int slot, const struct message_op_ab
         return;
     }
     char label[LABEL_BYTES];
-    struct ending ending = ending_abort(abort->status, "peer %s gave the collective with tag %" PRIu64 " up: %s",
-                                        master_label(master, slot, label), abort->tag, abort->reason);
+    struct ending ending =
+        ending_abort(abort->status, "peer %s gave the collective with tag %" PRIu64 " up: %s",
+                     master_label(master, slot, label), abort->tag, abort->reason);
     abort_op(master, (int)(group - master->groups), abort->tag, &ending);
 }
 

@@ -23,11 +23,11 @@ struct slot {
     uint16_t streams;
     uint64_t timeout_ns, straggler_timeout_ns; /* straggler: 0 for none */
     uint64_t last_heard_ns;
-    uint64_t order; /* of arrival */
-    bool ready;     /* for the group's plan */
-    uint8_t sync_part;  /* enum sync_part */
-    bool sync_touched;  /* its memory is not what it offered any more */
-    bool sync_unsure;   /* it was told to fetch: its memory may have changed, and only it knows */
+    uint64_t order;    /* of arrival */
+    bool ready;        /* for the group's plan */
+    uint8_t sync_part; /* enum sync_part */
+    bool sync_touched; /* its memory is not what it offered any more */
+    bool sync_unsure;  /* it was told to fetch: its memory may have changed, and only it knows */
     struct message_sync_offer offer;
     uint8_t early_vote; /* cast before the vote that admitted this peer has ended: counts in the next */
 };
@@ -35,8 +35,8 @@ struct slot {
 /* What a peer does in the sync of its group. */
 enum sync_part {
     SYNC_PART_NONE,
-    SYNC_PART_OFFERED,  /* waits for the others' offers */
-    SYNC_PART_HOLDS,    /* has the elected state */
+    SYNC_PART_OFFERED, /* waits for the others' offers */
+    SYNC_PART_HOLDS,   /* has the elected state */
     SYNC_PART_FETCHES,
     SYNC_PART_DISAGREES, /* only sends, and has another state: the call fails for it alone */
 };
@@ -48,14 +48,14 @@ struct group {
     uint64_t epoch;  /* committed and current; 0 while one is being formed */
     uint64_t plan_epoch;
     uint16_t size;
-    int16_t ring[MAX_PEERS];    /* slots in ring order */
-    struct id keys[MAX_PEERS];  /* of the link from ring[i] to ring[i + 1]; zero: needs a new one */
-    uint64_t formed_since_ns;   /* when the plan was proposed */
-    bool vote_announced;        /* the members know of the open vote */
-    struct id last_lost[2];     /* the link lost last, and how often in a row */
+    int16_t ring[MAX_PEERS];   /* slots in ring order */
+    struct id keys[MAX_PEERS]; /* of the link from ring[i] to ring[i + 1]; zero: needs a new one */
+    uint64_t formed_since_ns;  /* when the plan was proposed */
+    bool vote_announced;       /* the members know of the open vote */
+    struct id last_lost[2];    /* the link lost last, and how often in a row */
     uint32_t lost_streak;
     uint64_t last_lost_ns;
-    struct id last_failed[2];   /* the pair given up last */
+    struct id last_failed[2]; /* the pair given up last */
     uint64_t last_failed_ns, forgiven_ns;
     uint16_t failed_count; /* tags aborted since the last committed epoch */
     uint64_t failed_tags[MAX_FAILED_TAGS];
@@ -65,11 +65,11 @@ struct group {
     uint64_t excused_tag;
     int16_t first_op; /* list of open ops */
 
-    struct rendezvous sync;  /* of sync_shared_state */
-    uint64_t sync_number;    /* of the plan under way; 0: none, still waiting for offers */
+    struct rendezvous sync; /* of sync_shared_state */
+    uint64_t sync_number;   /* of the plan under way; 0: none, still waiting for offers */
     struct id sync_key;
     struct message_sync_offer elected;
-    bool has_revision;       /* a sync has succeeded in this group, and set `revision` */
+    bool has_revision; /* a sync has succeeded in this group, and set `revision` */
     uint64_t revision;
 };
 
@@ -79,11 +79,11 @@ struct master_op {
     int16_t group;
     uint64_t tag;
     struct slot_set done, joined;
-    uint64_t asked_ns;       /* when the members were asked who has joined; 0: not asked */
-    uint64_t waited_ns;      /* the longest wait that a member has reported */
-    bool straggler_limit;    /* that wait has reached the member's straggler timeout */
-    int16_t previous, next;  /* in the group's list; `next` alone for the free ones */
-    int16_t chained;         /* in the bucket */
+    uint64_t asked_ns;      /* when the members were asked who has joined; 0: not asked */
+    uint64_t waited_ns;     /* the longest wait that a member has reported */
+    bool straggler_limit;   /* that wait has reached the member's straggler timeout */
+    int16_t previous, next; /* in the group's list; `next` alone for the free ones */
+    int16_t chained;        /* in the bucket */
 };
 
 enum { MASTER_OP_BUCKETS = 8192, NO_MASTER_OP = -1, NO_GROUP = -1, NO_SLOT = -1 };
@@ -100,8 +100,8 @@ struct master {
 
     uint64_t connections[MAX_PEERS]; /* of each slot; 0: free */
     struct slot slots[MAX_PEERS];
-    struct slot_set members;         /* in state SLOT_MEMBER */
-    struct slot_set bad[MAX_PEERS];  /* pairs that could not be linked, either way */
+    struct slot_set members;            /* in state SLOT_MEMBER */
+    struct slot_set bad[MAX_PEERS];     /* pairs that could not be linked, either way */
     struct slot_set flipped[MAX_PEERS]; /* pairs whose opener is the one later in the ring */
     struct group groups[MAX_PEERS];
 
@@ -146,8 +146,8 @@ void master_join_hello(struct master *master, const struct master_event *event);
 void master_join_goodbye(struct master *master, int slot);
 void master_join_lost(struct master *master, int slot, const char *reason);
 /* Puts a peer out with a reason; its group goes on without it. */
-__attribute__((format(printf, 4, 5))) void master_join_evict(struct master *master, int slot,
-                                                             uint16_t status, const char *format, ...);
+__attribute__((format(printf, 4, 5))) void master_join_evict(struct master *master, int slot, uint16_t status,
+                                                             const char *format, ...);
 /* The same for a peer whose group is being reformed by the caller. */
 void master_join_expel(struct master *master, int slot, uint16_t status, const char *reason);
 void master_join_check(struct master *master);

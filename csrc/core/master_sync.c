@@ -267,11 +267,19 @@ void master_sync_offer(struct master *master, int slot, const struct message_syn
     }
 }
 
+static void log_held(struct master *master, int slot) {
+    char label[LABEL_BYTES];
+    const struct group *group = &master->groups[master->slots[slot].group];
+    master_log(master, "peer %s of group %" PRIu32 " holds revision %" PRIu64 " now",
+               master_label(master, slot, label), group->number, group->elected.revision);
+}
+
 void master_sync_report(struct master *master, int slot, const struct message_sync_report *report) {
     struct slot *peer = &master->slots[slot];
     int index = peer->group;
     bool fetches = peer->sync_part == SYNC_PART_FETCHES;
-    if (peer->state != SLOT_MEMBER || report->sync == 0 || report->sync != master->groups[index].sync_number ||
+    if (peer->state != SLOT_MEMBER || report->sync == 0 ||
+        report->sync != master->groups[index].sync_number ||
         (!fetches && peer->sync_part != SYNC_PART_HOLDS)) {
         return; /* a newer plan has overtaken it */
     }
@@ -290,6 +298,7 @@ void master_sync_report(struct master *master, int slot, const struct message_sy
         peer->offer.revision = master->groups[index].elected.revision;
         peer->offer.keys = master->groups[index].elected.keys;
         peer->offer.content = master->groups[index].elected.content;
+        log_held(master, slot);
         if (is_settled(master, index)) {
             succeed(master, index);
         }

@@ -126,7 +126,8 @@ void master_vote_come(struct master *master, struct rendezvous *vote, uint8_t ki
 }
 
 void master_vote(struct master *master, int slot, const struct message_vote *vote) {
-    if (master->slots[slot].state != SLOT_MEMBER || vote->kind == VOTE_NONE || vote->kind == VOTE_SYNC_STATE) {
+    if (master->slots[slot].state != SLOT_MEMBER || vote->kind == VOTE_NONE ||
+        vote->kind == VOTE_SYNC_STATE) {
         master_join_evict(master, slot, pcclEvicted, "it voted although it has no such vote");
         return;
     }
@@ -203,10 +204,10 @@ void master_vote_conflict(struct master *master, int slot, const struct message_
         return;
     }
     char first[LABEL_BYTES], second[LABEL_BYTES], op[DESCRIBE_BYTES];
-    struct ending ending =
-        ending_abort(pcclMismatch, "peers wait for each other: peer %s called %s, peer %s called %s with tag %" PRIu64,
-                     master_label(master, voter, first), vote_kind_name(conflict->kind),
-                     master_label(master, slot, second), describe_op(&conflict->mine, op), conflict->tag);
+    struct ending ending = ending_abort(
+        pcclMismatch, "peers wait for each other: peer %s called %s, peer %s called %s with tag %" PRIu64,
+        master_label(master, voter, first), vote_kind_name(conflict->kind),
+        master_label(master, slot, second), describe_op(&conflict->mine, op), conflict->tag);
     ending.has_guilty_tag = true;
     ending.guilty_tag = conflict->tag;
     group->excused = vote->come;

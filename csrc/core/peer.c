@@ -13,8 +13,7 @@ size_t peer_bytes(void) {
     return sizeof(struct peer);
 }
 
-void peer_init(struct peer *peer, const struct peer_options *options, peer_perform perform,
-               void *context) {
+void peer_init(struct peer *peer, const struct peer_options *options, peer_perform perform, void *context) {
     peer->options = *options;
     peer->perform = perform;
     peer->context = context;
@@ -30,8 +29,8 @@ uint64_t peer_heartbeat_ns(const struct peer *peer) {
 }
 
 void peer_complete(struct peer *peer, uint64_t call, uint16_t status, uint64_t value, const char *text) {
-    struct peer_action action = {.kind = PEER_COMPLETE, .call = call, .status = status, .value = value,
-                                 .text = text};
+    struct peer_action action = {
+        .kind = PEER_COMPLETE, .call = call, .status = status, .value = value, .text = text};
     peer->perform(peer->context, &action);
 }
 

@@ -31,11 +31,11 @@ struct peer_options {
 
 enum peer_event_kind {
     /* The user's calls. Each ends in exactly one PEER_COMPLETE with its `call`. */
-    PEER_EVENT_CONNECT,   /* join the run */
-    PEER_EVENT_CLOSE,     /* leave it; afterwards every other open call has ended too */
-    PEER_EVENT_VOTE,      /* joint call `vote` */
-    PEER_EVENT_SYNC,      /* joint call sync_shared_state with `offer`; NULL: would one be taken now? */
-    PEER_EVENT_OP,        /* op with `tag`, `descriptor`, `blocking`; may time out at `deadline_ns` */
+    PEER_EVENT_CONNECT, /* join the run */
+    PEER_EVENT_CLOSE,   /* leave it; afterwards every other open call has ended too */
+    PEER_EVENT_VOTE,    /* joint call `vote` */
+    PEER_EVENT_SYNC,    /* joint call sync_shared_state with `offer`; NULL: would one be taken now? */
+    PEER_EVENT_OP,      /* op with `tag`, `descriptor`, `blocking`; may time out at `deadline_ns` */
     /* The control connection. */
     PEER_EVENT_CONTROL_OPEN,
     PEER_EVENT_CONTROL_CLOSED, /* or could not be opened; `reason` */
@@ -44,8 +44,8 @@ enum peer_event_kind {
     PEER_EVENT_LINK_UP,
     PEER_EVENT_LINK_DOWN, /* `reason` */
     /* Ops, by `op`. */
-    PEER_EVENT_OP_WHOLE,    /* its result is complete here, and the next rank's GRANT has come: once the op has
-                               ended, a late one could not be told from that of the next op under its tag */
+    PEER_EVENT_OP_WHOLE, /* its result is complete here, and the next rank's GRANT has come: once the op has
+                            ended, a late one could not be told from that of the next op under its tag */
     PEER_EVENT_OP_MISMATCH, /* the member with id `other` calls `descriptor` under this op's tag */
     PEER_EVENT_OP_REFUSED,  /* it can't go on here (`status`, `reason`): fails for all */
     PEER_EVENT_SYNC_REPORT, /* `report`: how far this peer is with its part of a PEER_SYNC_PLAN */
@@ -55,15 +55,15 @@ enum peer_event_kind {
 struct peer_event {
     enum peer_event_kind kind;
     uint64_t now_ns;
-    uint64_t call;       /* the caller's number for a user's call, > 0 */
-    uint8_t vote;        /* enum vote_kind */
+    uint64_t call; /* the caller's number for a user's call, > 0 */
+    uint8_t vote;  /* enum vote_kind */
     uint64_t tag;
-    bool blocking;       /* EVENT_OP: the user's thread waits in it */
+    bool blocking;        /* EVENT_OP: the user's thread waits in it */
     uint64_t deadline_ns; /* EVENT_OP: 0 for none */
     struct op_descriptor descriptor;
     const struct message_sync_offer *offer;   /* EVENT_SYNC: borrowed for the call */
     const struct message_sync_report *report; /* EVENT_SYNC_REPORT: borrowed for the call */
-    uint32_t op;         /* index given by PEER_OP_START */
+    uint32_t op;                              /* index given by PEER_OP_START */
     struct id key, other;
     uint16_t status;
     const char *reason;            /* borrowed for the call */
@@ -96,23 +96,22 @@ struct peer_action {
     uint32_t op; /* 0 .. MAX_OPS - 1, unique among ops in flight */
     uint64_t tag, epoch, commits_seen;
     uint16_t rank, world;
-    uint16_t status;    /* pcclResult_t */
-    uint64_t value;     /* PEER_COMPLETE of VOTE_PEERS_PENDING: 1 if some are; of an op: the world size */
+    uint16_t status; /* pcclResult_t */
+    uint64_t value;  /* PEER_COMPLETE of VOTE_PEERS_PENDING: 1 if some are; of an op: the world size */
     enum peer_log_level level;
-    const char *text;              /* borrowed for the call; "" on success */
-    const struct message *message; /* borrowed for the call */
+    const char *text;                     /* borrowed for the call; "" on success */
+    const struct message *message;        /* borrowed for the call */
     const struct message_sync_plan *plan; /* borrowed for the call */
-    const struct member *member;   /* PEER_LINK_OPEN, _EXPECT: borrowed for the call */
-    struct link_plan link;         /* PEER_LINK_*: the key, and for OPEN and EXPECT the rest */
-    struct id previous, next;      /* PEER_EPOCH: keys of the links to receive from and to send to */
+    const struct member *member;          /* PEER_LINK_OPEN, _EXPECT: borrowed for the call */
+    struct link_plan link;                /* PEER_LINK_*: the key, and for OPEN and EXPECT the rest */
+    struct id previous, next;             /* PEER_EPOCH: keys of the links to receive from and to send to */
 };
 
 typedef void (*peer_perform)(void *context, const struct peer_action *action);
 
 size_t peer_bytes(void);
 /* `peer` points to peer_bytes() zeroed bytes, which the caller keeps and frees. */
-void peer_init(struct peer *peer, const struct peer_options *options, peer_perform perform,
-               void *context);
+void peer_init(struct peer *peer, const struct peer_options *options, peer_perform perform, void *context);
 void peer_step(struct peer *peer, const struct peer_event *event);
 /* When PEER_EVENT_TICK is due at the latest; UINT64_MAX: never. */
 uint64_t peer_deadline(const struct peer *peer);
@@ -126,12 +125,12 @@ enum peer_match {
     PEER_MATCH_LATER, /* hold it, and ask again after the next OP_START, OP_FINISH or EPOCH action */
     PEER_MATCH_STALE, /* of an epoch that is over: drop it */
 };
-enum peer_match peer_find_op(const struct peer *peer, uint64_t epoch, uint64_t tag,
-                             uint64_t commits_seen, uint32_t *op);
+enum peer_match peer_find_op(const struct peer *peer, uint64_t epoch, uint64_t tag, uint64_t commits_seen,
+                             uint32_t *op);
 
 /* What the user may ask at any time; the caller copies it where the user's threads can see it. */
 struct peer_status {
-    bool connected;      /* member of a committed epoch */
+    bool connected; /* member of a committed epoch */
     struct id id, run;
     uint64_t epoch;
     uint16_t rank, world; /* of the own group */

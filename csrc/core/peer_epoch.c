@@ -46,9 +46,8 @@ static void change_links(struct peer *peer) {
         CHECK(peer->link_count < MAX_LINKS);
         const struct member *member = &peer->plan.members[wanted->rank];
         peer->links[peer->link_count++] = (struct peer_link){.key = wanted->key, .member = member->id};
-        struct peer_action action = {.kind = wanted->opener ? PEER_LINK_OPEN : PEER_LINK_EXPECT,
-                                     .member = member,
-                                     .link = *wanted};
+        struct peer_action action = {
+            .kind = wanted->opener ? PEER_LINK_OPEN : PEER_LINK_EXPECT, .member = member, .link = *wanted};
         peer->perform(peer->context, &action);
     }
 }
@@ -173,8 +172,8 @@ void peer_epoch_commit(struct peer *peer, const struct message_commit_epoch *com
     peer->status.rank = peer->plan.rank;
     peer->status.world = peer->plan.world;
     announce(peer);
-    peer_log(peer, PEER_LOG_INFO, "epoch %" PRIu64 ": rank %u of %u", peer->epoch,
-             (unsigned)peer->plan.rank, (unsigned)peer->plan.world);
+    peer_log(peer, PEER_LOG_INFO, "epoch %" PRIu64 ": rank %u of %u", peer->epoch, (unsigned)peer->plan.rank,
+             (unsigned)peer->plan.world);
     if (peer->connect_call != 0) {
         uint64_t call = peer->connect_call;
         peer->connect_call = 0;

@@ -44,8 +44,8 @@ static void drop_all(struct peer *peer, enum peer_phase phase, uint16_t status, 
 
 static void lose_master(struct peer *peer, const char *why) {
     char text[MAX_REASON_BYTES + 1];
-    snprintf(text, sizeof text, "the master was lost: %s; the results of unfinished calls are unchanged; connect again",
-             why);
+    snprintf(text, sizeof text,
+             "the master was lost: %s; the results of unfinished calls are unchanged; connect again", why);
     peer_log(peer, PEER_LOG_WARN, "%s", text);
     drop_all(peer, PEER_OUT, pcclMasterConnectionLost, text);
 }
@@ -122,8 +122,7 @@ void peer_join_refused(struct peer *peer, const struct message_refused *refused)
 void peer_join_evicted(struct peer *peer, const struct message_refused *evicted) {
     if (is_joined(peer)) {
         peer_log(peer, PEER_LOG_WARN, "put out of the run: %s", evicted->reason);
-        drop_all(peer, peer->phase == PEER_PENDING ? PEER_IDLE : PEER_OUT, evicted->status,
-                 evicted->reason);
+        drop_all(peer, peer->phase == PEER_PENDING ? PEER_IDLE : PEER_OUT, evicted->status, evicted->reason);
     } else if (peer->phase == PEER_LEAVING) {
         peer_join_farewell(peer);
     }

@@ -97,9 +97,14 @@ static void watch(struct peer *peer, const struct peer_op *op) {
 
 static void emit(struct peer *peer, enum peer_action_kind kind, int index) {
     const struct peer_op *op = &peer->ops[index];
-    struct peer_action action = {.kind = kind, .call = op->call, .op = (uint32_t)index, .tag = op->tag,
-                                 .epoch = peer->epoch, .commits_seen = op->commits_seen,
-                                 .rank = peer->plan.rank, .world = peer->plan.world};
+    struct peer_action action = {.kind = kind,
+                                 .call = op->call,
+                                 .op = (uint32_t)index,
+                                 .tag = op->tag,
+                                 .epoch = peer->epoch,
+                                 .commits_seen = op->commits_seen,
+                                 .rank = peer->plan.rank,
+                                 .world = peer->plan.world};
     peer->perform(peer->context, &action);
 }
 
@@ -291,10 +296,8 @@ void peer_op_asked(struct peer *peer, const struct message_op_waiting *question)
 static void report_conflict(struct peer *peer, struct peer_op *op) {
     op->accused = true;
     struct message message = {.type = MESSAGE_OP_CONFLICT};
-    message.as.op_conflict = (struct message_op_conflict){.epoch = peer->epoch,
-                                                          .tag = op->tag,
-                                                          .kind = peer->open_vote,
-                                                          .mine = op->descriptor};
+    message.as.op_conflict = (struct message_op_conflict){
+        .epoch = peer->epoch, .tag = op->tag, .kind = peer->open_vote, .mine = op->descriptor};
     peer_send(peer, &message);
 }
 
@@ -328,8 +331,8 @@ void peer_op_stragglers(struct peer *peer, const struct message_stragglers *stra
         char label[PEER_LABEL_BYTES];
         peer_log(peer, PEER_LOG_WARN,
                  "peer %s has not called the collective with tag %" PRIu64 " for %.1f s (%u missing)",
-                 peer_label(peer, &stragglers->peers[i], label), stragglers->tag,
-                 stragglers->waited_ms / 1e3, (unsigned)stragglers->total);
+                 peer_label(peer, &stragglers->peers[i], label), stragglers->tag, stragglers->waited_ms / 1e3,
+                 (unsigned)stragglers->total);
     }
 }
 
@@ -481,8 +484,8 @@ uint64_t peer_op_deadline(const struct peer *peer) {
     return peer->op_check_ns;
 }
 
-enum peer_match peer_find_op(const struct peer *peer, uint64_t epoch, uint64_t tag,
-                             uint64_t commits_seen, uint32_t *op) {
+enum peer_match peer_find_op(const struct peer *peer, uint64_t epoch, uint64_t tag, uint64_t commits_seen,
+                             uint32_t *op) {
     if (epoch < (peer->epoch != 0 ? peer->epoch : peer->plan.epoch)) {
         return PEER_MATCH_STALE;
     }

@@ -69,7 +69,7 @@ struct peer {
     bool ready_sent;
     struct peer_link links[MAX_LINKS];
     uint32_t link_count;
-    uint64_t commits_seen; /* in this epoch */
+    uint64_t commits_seen;     /* in this epoch */
     struct peer_status status; /* of the last committed epoch */
 
     struct peer_op ops[MAX_OPS];
@@ -93,7 +93,7 @@ struct peer {
     uint64_t vote_call; /* 0: none */
     uint8_t vote_kind;
     struct id open_voter; /* the first of the group who waits in it */
-    uint8_t open_vote; /* kind of the joint call that a member of the group waits in, or VOTE_NONE */
+    uint8_t open_vote;    /* kind of the joint call that a member of the group waits in, or VOTE_NONE */
 };
 
 /* peer.c */

@@ -24,8 +24,8 @@ bool slot_set_within(const struct slot_set *part, const struct slot_set *whole);
 
 struct rendezvous {
     bool open;
-    uint8_t kind;          /* enum vote_kind, or whatever its owner counts with */
-    int16_t first;         /* slot that came first */
+    uint8_t kind;  /* enum vote_kind, or whatever its owner counts with */
+    int16_t first; /* slot that came first */
     uint64_t opened_ns;
     uint64_t next_report_ns; /* when to tell those who wait for whom */
     struct slot_set come;

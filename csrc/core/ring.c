@@ -126,8 +126,7 @@ static uint64_t received_bit(const struct ring_transfer *transfer, uint32_t step
 
 bool ring_transfer_expects(const struct ring_transfer *transfer, uint32_t step, uint32_t chunk) {
     const struct ring_plan *plan = &transfer->plan;
-    if (step >= ring_steps(plan) ||
-        chunk >= ring_segment_chunks(plan, ring_segment_received(plan, step))) {
+    if (step >= ring_steps(plan) || chunk >= ring_segment_chunks(plan, ring_segment_received(plan, step))) {
         return false;
     }
     uint64_t bit = received_bit(transfer, step, chunk);

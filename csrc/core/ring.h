@@ -17,8 +17,8 @@ struct ring_plan {
     uint32_t rank, world; /* world >= 2 */
     uint64_t count;       /* elements of the whole buffer, >= 1 */
     uint32_t element_bytes;
-    uint64_t block_elements; /* segments begin at multiples of this: 64 bytes */
-    uint64_t chunk_elements; /* a multiple of block_elements */
+    uint64_t block_elements;     /* segments begin at multiples of this: 64 bytes */
+    uint64_t chunk_elements;     /* a multiple of block_elements */
     uint32_t chunks_per_segment; /* of the longest segment */
 };
 

@@ -9,7 +9,7 @@
 #include "data/vectorize.h"
 
 #define KERNEL_TARGET __attribute__((target("avx2,f16c")))
-#define KERNEL_TABLE  reduce_kernels_avx2
+#define KERNEL_TABLE reduce_kernels_avx2
 
 enum { F16_LANES = 8 };
 typedef __m256 f16_lanes;

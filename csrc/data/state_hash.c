@@ -6,12 +6,12 @@
 
 /* key(i) of the specification, as a constant expression. */
 #define SHIFTED(z, bits) ((z) ^ (z) >> (bits))
-#define KEY_0(i)         (((i) + 1) * UINT64_C(0x9E3779B97F4A7C15))
-#define KEY_1(i)         (SHIFTED(KEY_0(i), 30) * UINT64_C(0xBF58476D1CE4E5B9))
-#define KEY_2(i)         (SHIFTED(KEY_1(i), 27) * UINT64_C(0x94D049BB133111EB))
-#define KEY(i)           SHIFTED(KEY_2(i), 31)
-#define KEYS_4(i)        KEY(i), KEY((i) + 1), KEY((i) + 2), KEY((i) + 3)
-#define KEYS_16(i)       KEYS_4(i), KEYS_4((i) + 4), KEYS_4((i) + 8), KEYS_4((i) + 12)
+#define KEY_0(i) (((i) + 1) * UINT64_C(0x9E3779B97F4A7C15))
+#define KEY_1(i) (SHIFTED(KEY_0(i), 30) * UINT64_C(0xBF58476D1CE4E5B9))
+#define KEY_2(i) (SHIFTED(KEY_1(i), 27) * UINT64_C(0x94D049BB133111EB))
+#define KEY(i) SHIFTED(KEY_2(i), 31)
+#define KEYS_4(i) KEY(i), KEY((i) + 1), KEY((i) + 2), KEY((i) + 3)
+#define KEYS_16(i) KEYS_4(i), KEYS_4((i) + 4), KEYS_4((i) + 8), KEYS_4((i) + 12)
 
 enum { TENSOR_KEY = 2 * STATE_HASH_LANES, STATE_KEY = TENSOR_KEY + 2, EMPTY_ROUNDS = 4 };
 

@@ -7,8 +7,8 @@
 #include "data/vectorize.h"
 
 #define KERNEL_TARGET __attribute__((target("avx512f")))
-#define KERNEL_NAME   state_hash_absorb_avx512
-#define VECTORS       4
+#define KERNEL_NAME state_hash_absorb_avx512
+#define VECTORS 4
 typedef __m512i vector;
 
 KERNEL_TARGET static inline vector vector_load(const uint8_t *at) {

@@ -8,7 +8,7 @@
 
 #define KERNEL_TARGET
 #define KERNEL_NAME state_hash_absorb_neon
-#define VECTORS     8
+#define VECTORS 8
 typedef uint64x2_t vector;
 
 static inline vector vector_load(const uint8_t *at) {

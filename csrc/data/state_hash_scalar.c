@@ -6,7 +6,7 @@
 
 #define KERNEL_TARGET
 #define KERNEL_NAME state_hash_absorb_scalar
-#define VECTORS     4
+#define VECTORS 4
 typedef uint64_t vector;
 
 static inline vector vector_load(const uint8_t *at) {

@@ -32,23 +32,23 @@ extern "C" {
 /* <cffi> */
 typedef enum pcclResult_t {
     pcclSuccess = 0,
-    pcclNotInitialized = 1,          /* call pcclInit first */
-    pcclInternalError = 2,           /* a defect of pccl, or the system gave no thread or socket */
-    pcclInvalidArgument = 3,         /* nothing was sent; correct the argument */
-    pcclInvalidUsage = 4,            /* the call does not fit what this communicator is doing */
-    pcclTooFewPeers = 5,             /* alone: wait for others, then pcclUpdateTopology */
-    pcclMasterConnectionFailed = 6,  /* nobody answers as a master there */
-    pcclRankConnectionFailed = 7,    /* no link to the others could be made */
-    pcclRankConnectionLost = 8,      /* a peer was lost during the call: retry */
-    pcclNoSharedStateAvailable = 9,  /* nobody offers a state to copy */
-    pcclPendingAsyncOps = 10,        /* await them first */
-    pcclUpdateTopologyFailed = 11,   /* retry */
+    pcclNotInitialized = 1,         /* call pcclInit first */
+    pcclInternalError = 2,          /* a defect of pccl, or the system gave no thread or socket */
+    pcclInvalidArgument = 3,        /* nothing was sent; correct the argument */
+    pcclInvalidUsage = 4,           /* the call does not fit what this communicator is doing */
+    pcclTooFewPeers = 5,            /* alone: wait for others, then pcclUpdateTopology */
+    pcclMasterConnectionFailed = 6, /* nobody answers as a master there */
+    pcclRankConnectionFailed = 7,   /* no link to the others could be made */
+    pcclRankConnectionLost = 8,     /* a peer was lost during the call: retry */
+    pcclNoSharedStateAvailable = 9, /* nobody offers a state to copy */
+    pcclPendingAsyncOps = 10,       /* await them first */
+    pcclUpdateTopologyFailed = 11,  /* retry */
     pcclTopologyOptimizationFailed = 12,
-    pcclTimeout = 13,                /* the bound that you set has passed; nothing was changed */
-    pcclMasterConnectionLost = 14,   /* the run is over for this communicator: connect again */
-    pcclMismatch = 15,               /* peers called different things */
-    pcclEvicted = 16,                /* the master put this peer out: connect again */
-    pcclRefused = 17,                /* the master does not let this peer in (version, secret, limits) */
+    pcclTimeout = 13,              /* the bound that you set has passed; nothing was changed */
+    pcclMasterConnectionLost = 14, /* the run is over for this communicator: connect again */
+    pcclMismatch = 15,             /* peers called different things */
+    pcclEvicted = 16,              /* the master put this peer out: connect again */
+    pcclRefused = 17,              /* the master does not let this peer in (version, secret, limits) */
     pcclOutOfMemory = 18
 } pcclResult_t;
 
@@ -70,13 +70,7 @@ typedef enum pcclDataType_t {
 typedef enum pcclDeviceType_t { pcclDeviceCpu = 0, pcclDeviceCuda = 1 } pcclDeviceType_t;
 
 /* Integers wrap; avg of integers rounds toward zero; NaN wins in max and min. */
-typedef enum pcclRedOp_t {
-    pcclSum = 0,
-    pcclAvg = 1,
-    pcclProd = 2,
-    pcclMax = 3,
-    pcclMin = 4
-} pcclRedOp_t;
+typedef enum pcclRedOp_t { pcclSum = 0, pcclAvg = 1, pcclProd = 2, pcclMax = 3, pcclMin = 4 } pcclRedOp_t;
 
 /* Accepted peers only. */
 typedef enum pcclAttribute_t {
@@ -119,7 +113,7 @@ typedef struct pcclCommCreateParams_t {
     uint16_t listen_port;              /* 0: the first free one from 48149 up */
     const uint8_t *secret;             /* not supported yet: must be NULL */
     size_t secret_size;
-    uint32_t flags;                    /* 0 */
+    uint32_t flags; /* 0 */
 } pcclCommCreateParams_t;
 
 typedef struct pcclReduceInfo_t {
@@ -326,7 +320,8 @@ PCCL_EXPORT pcclResult_t pcclMasterAwaitTermination(pcclMasterInstance_t *master
 PCCL_EXPORT pcclResult_t pcclDestroyMaster(pcclMasterInstance_t *master);
 PCCL_EXPORT pcclResult_t pcclMasterGetAddress(const pcclMasterInstance_t *master,
                                               ccoip_socket_address_t *address_out);
-PCCL_EXPORT pcclResult_t pcclMasterGetStatus(const pcclMasterInstance_t *master, pcclMasterStatus_t *status_out);
+PCCL_EXPORT pcclResult_t pcclMasterGetStatus(const pcclMasterInstance_t *master,
+                                             pcclMasterStatus_t *status_out);
 /* </cffi> */
 
 #ifdef __cplusplus

@@ -302,7 +302,8 @@ pcclResult_t comm_post_op(struct comm *comm, struct call *call) {
     if (call->input == call->output) {
         call->work = buffer_pool_take(&comm->pool, call->bytes);
         if (call->work.memory == NULL) {
-            last_error_set("out of memory: an op in place needs room for a copy of its %zu bytes", call->bytes);
+            last_error_set("out of memory: an op in place needs room for a copy of its %zu bytes",
+                           call->bytes);
             return pcclOutOfMemory;
         }
     }

@@ -19,7 +19,7 @@ struct listener {
     struct poller *poller;
     struct link_set *links;
     struct state_desk *desk; /* of a sync of shared state: connections may be for it; NULL: there is none */
-    struct list strangers; /* the oldest first */
+    struct list strangers;   /* the oldest first */
     uint32_t stranger_count;
 };
 

@@ -90,7 +90,8 @@ static void fill_event(const struct peer *peer, struct peer_event *event, struct
         set_numbers(peer, &message, control);
         event->message = &message;
     } else if (event->kind == PEER_EVENT_LINK_UP || event->kind == PEER_EVENT_LINK_DOWN) {
-        event->key = peer->link_count > 0 ? peer->links[detail % peer->link_count].key : (struct id){{detail}};
+        event->key =
+            peer->link_count > 0 ? peer->links[detail % peer->link_count].key : (struct id){{detail}};
     } else {
         event->op = detail;
         event->status = pcclOutOfMemory;

@@ -15,7 +15,7 @@ static struct block {
     struct block *next;
     size_t used, capacity;
     max_align_t bytes[];
-} * first_block, *current_block;
+} *first_block, *current_block;
 
 static struct block *block_make(size_t capacity) {
     struct block *block = malloc(sizeof *block + capacity);
