@@ -105,6 +105,7 @@ fuzz: setup
 	  for target in build/fuzz/testing/fuzz/fuzz_*; do \
 	    name=$${target##*/fuzz_}; echo "fuzz: $$name"; mkdir -p build/corpus/$$name; \
 	    seeds=tests/fuzz/corpus/$$name; \
+	    if [ -f $$seeds.zip ]; then python -m zipfile -e $$seeds.zip build/corpus/$$name; fi; \
 	    $$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 -verbosity=0 -print_final_stats=1 \
 	      -artifact_prefix=build/corpus/$$name- build/corpus/$$name $$([ -d $$seeds ] && echo $$seeds); \
 	  done; \
