@@ -13,7 +13,7 @@ import numpy
 import pccl
 
 from . import table
-from .contest import OURSELVES, expect_rivals, run_contest
+from .contest import expect_rivals, run_contest
 from .elements import datatypes, numpy_dtype, redops, size_bytes, sizes
 from .launch import BenchmarkError, end_on_sigterm
 from .measure import Reply, measure
@@ -21,6 +21,7 @@ from .peer import join, make_op_of
 from .plan import Case, Plan, Row
 from .rivals import RIVALS
 from .summary import Summary, average_over_ranks, summarize
+from .teams import OURSELVES
 
 __all__ = ["main"]
 

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from . import rivals
-from .launch import BenchmarkError, Team
+from .launch import BenchmarkError
 from .measure import Reply, Request
-from .peer import spawn_master, spawn_peers
 from .plan import Case, Plan, Row
 from .summary import Summary, average_over_ranks, ratio, summarize, total_wrong
+from .teams import OURSELVES, start_ourselves, start_rival
 
-__all__ = ["OURSELVES", "expect_rivals", "run_contest"]
-
-OURSELVES = "pccl"
+__all__ = ["expect_rivals", "run_contest"]
 
 # Says who is being measured: (case, contestant, number of the round).
 Progress = Callable[[Case, str, int], None]
@@ -45,25 +43,12 @@ def run_contest(plan: Plan, timeout_s: float, progress: Progress) -> Iterator[Ro
 class _Contest:
     def __init__(self, plan: Plan, directory: Path, timeout_s: float, stack: contextlib.ExitStack) -> None:
         self._plan = plan
-        self._teams: dict[str, Team] = {}
         self._seed = 0
+        self._teams = {OURSELVES: start_ourselves(stack, directory, plan.world_size, plan.streams, timeout_s)}
         self._encoders: dict[str, Callable[[Request], Any]] = {OURSELVES: dataclasses.asdict}
-
-        def team(name: str, world_size: int) -> Team:
-            (directory / name).mkdir()
-            return stack.enter_context(Team(name, world_size, directory / name, timeout_s))
-
-        master = spawn_master(team("master", 1))
-        self._teams[OURSELVES] = team(OURSELVES, plan.world_size)
-        spawn_peers(self._teams[OURSELVES], master, plan.streams)
-        self._teams[OURSELVES].wait_until_ready()
         for name in plan.rivals:
-            module = rivals.load(name)
-            self._encoders[name] = module.encode
-            self._teams[name] = team(name, plan.world_size)
-            module.spawn(self._teams[name])
-            self._teams[name].wait_until_ready()
-            module.connect(self._teams[name])
+            self._teams[name] = start_rival(stack, directory, name, plan.world_size, timeout_s)
+            self._encoders[name] = rivals.load(name).encode
 
     def row(self, case: Case, progress: Progress) -> Row:
         out_of_place = self._rounds(case, False, progress)

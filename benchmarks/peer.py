@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy
+
 import pccl
 
 from .control import serve
@@ -59,10 +61,34 @@ def _serve_master(path: str) -> int:
         return serve(path, 0, lambda: lambda _: {"address": master.address})
 
 
+def _outlive(communicator: pccl.Communicator, world_size: int, size_bytes: int) -> Any:
+    """All-reduce over and over until one has been committed without a peer that was lost, or this peer is
+    told that it is alone. The answer is the time of CLOCK_MONOTONIC, which processes share."""
+    ones = numpy.ones(max(1, size_bytes // 4), dtype=numpy.float32)
+    result = numpy.empty_like(ones)
+    while True:
+        try:
+            survivors = communicator.all_reduce(ones, result, retry=True).local_world_size
+        except pccl.TooFewPeersError:
+            return {"at_ns": time.monotonic_ns(), "survivors": 1}
+        if survivors < world_size:
+            at_ns = time.monotonic_ns()
+            if numpy.any(result != survivors):
+                raise BenchmarkError(f"the sum of {survivors} ones is wrong")
+            return {"at_ns": at_ns, "survivors": survivors}
+
+
 def _serve_peer(path: str, rank: int, world_size: int, master: str, streams: int) -> int:
     def prepare() -> Callable[[Any], Any]:
-        make_op = make_op_of(join(master, world_size, streams, f"bench-{rank}"))
-        return lambda request: dataclasses.asdict(measure(make_op, Request(**request), rank, world_size))
+        communicator = join(master, world_size, streams, f"bench-{rank}")
+
+        def answer(request: Any) -> Any:
+            if "outlive_bytes" in request:
+                return _outlive(communicator, world_size, request["outlive_bytes"])
+            reply = measure(make_op_of(communicator), Request(**request), rank, world_size)
+            return dataclasses.asdict(reply)
+
+        return answer
 
     return serve(path, rank, prepare)
 

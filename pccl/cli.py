@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 # `pccl bench NAME`: the module of pccl.benchmarks whose main(arguments) it is, and its line in the help.
-BENCHMARKS = {"allreduce": "all-reduce over sizes, in the columns of nccl-tests"}
+BENCHMARKS = {
+    "allreduce": "all-reduce over sizes, in the columns of nccl-tests",
+    "recovery": "from the death of a peer to the survivors' next all-reduce",
+}
 
 
 def _parser() -> argparse.ArgumentParser:

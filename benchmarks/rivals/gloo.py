@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import importlib.util
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +15,10 @@ from ..control import serve
 from ..launch import Team, python_command
 from ..measure import Request, measure
 
-__all__ = ["connect", "encode", "init_process_group", "missing", "spawn"]
+__all__ = ["TIMEOUT_S", "connect", "encode", "init_process_group", "missing", "spawn"]
+
+# As long as pccl waits for a sign of life. Torch's own default is 30 minutes.
+TIMEOUT_S = 10
 
 _REDOPS = {"sum": "SUM", "prod": "PRODUCT", "max": "MAX", "min": "MIN"}
 
@@ -50,7 +55,13 @@ def init_process_group(rank: int, world_size: int, rendezvous: str) -> None:
     """Join the gloo group that meets at the file `rendezvous`."""
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=world_size,
+        timeout=datetime.timedelta(seconds=TIMEOUT_S),
+    )
 
 
 def _tensor(array: Any) -> Any:
@@ -75,12 +86,31 @@ def _make_op(send: Any, recv: Any, redop: str) -> Callable[[], object]:
     return copy_and_reduce
 
 
+def _notice(size_bytes: int) -> Any:
+    """All-reduce over and over until one fails; the answer is the time of CLOCK_MONOTONIC."""
+    import torch
+    import torch.distributed as dist
+
+    tensor = torch.zeros(max(1, size_bytes // 4))
+    try:
+        while True:
+            dist.all_reduce(tensor)
+    except RuntimeError:
+        return {"at_ns": time.monotonic_ns()}
+
+
 def _main(path: str, rank: int, world_size: int, rendezvous: str) -> int:
     def prepare() -> Callable[[Any], Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, about its dependencies
             init_process_group(rank, world_size, rendezvous)
-        return lambda request: dataclasses.asdict(measure(_make_op, Request(**request), rank, world_size))
+
+        def answer(request: Any) -> Any:
+            if "outlive_bytes" in request:
+                return _notice(request["outlive_bytes"])
+            return dataclasses.asdict(measure(_make_op, Request(**request), rank, world_size))
+
+        return answer
 
     return serve(path, rank, prepare)
 
