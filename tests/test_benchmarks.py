@@ -1,0 +1,472 @@
+"""pccl.benchmarks: exact operands, the numbers, the processes, and the commands from end to end."""
+
+import functools
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import pytest
+from pccl.benchmarks import allreduce, contest, elements, pattern, recovery, summary, table
+from pccl.benchmarks.launch import BenchmarkError, Team
+from pccl.benchmarks.measure import Reply, Request, measure
+from pccl.benchmarks.plan import Case, Plan, Row
+
+REDUCTIONS = {
+    "sum": numpy.add,
+    "prod": numpy.multiply,
+    "max": numpy.maximum,
+    "min": numpy.minimum,
+    "avg": numpy.add,
+}
+
+SUMMARY_KEYS = {"time_us", "p50_us", "p99_us", "algbw_gb_s", "busbw_gb_s", "wrong"}
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pccl", "bench", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+# --- pattern: what is expected is exact, and what is not is counted ----------------------------------------
+
+
+@pytest.mark.parametrize("redop", elements.ALL_REDOPS)
+@pytest.mark.parametrize("datatype", elements.ALL_DATATYPES)
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 16])
+def test_a_reduction_in_the_type_itself_is_exact(datatype, redop, world_size) -> None:
+    operands = []
+    for rank in range(world_size):
+        array = numpy.empty(3 * pattern.PERIOD + 17, dtype=elements.numpy_dtype(datatype))
+        pattern.fill(array, 7, rank, world_size, redop)
+        operands.append(array)
+    for order in (operands, operands[::-1]):
+        result = functools.reduce(REDUCTIONS[redop], order)
+        if redop == "avg":
+            result = (result.astype(numpy.float64) / world_size).astype(result.dtype)
+        assert pattern.count_wrong(result, 7, world_size, redop) == 0
+
+
+def reduced(count: int = 5000, seed: int = 1) -> numpy.ndarray:
+    result = numpy.zeros(count, dtype=numpy.float32)
+    for rank in range(2):
+        operand = numpy.empty_like(result)
+        pattern.fill(operand, seed, rank, 2, "sum")
+        result += operand
+    return result
+
+
+@pytest.mark.parametrize("places", [[0], [4999], [0, 1020, 1021, 4083, 4084]])
+def test_each_wrong_element_is_counted(places) -> None:
+    result = reduced()
+    result[places] += 1
+    assert pattern.count_wrong(result, 1, 2, "sum") == len(places)
+
+
+def test_nan_is_wrong() -> None:
+    result = reduced()
+    result[10:13] = numpy.nan
+    assert pattern.count_wrong(result, 1, 2, "sum") == 3
+
+
+def test_a_chunk_in_the_wrong_place_is_wrong() -> None:
+    result = reduced()
+    result[:1024], result[1024:2048] = result[1024:2048].copy(), result[:1024].copy()
+    assert pattern.count_wrong(result, 1, 2, "sum") > 1000
+
+
+@pytest.mark.parametrize("redop", elements.ALL_REDOPS)
+def test_a_missing_peer_is_noticed(redop) -> None:
+    for left_out in range(3):
+        operands = pattern.operands(5, 3, redop, signed=True)
+        rest = functools.reduce(REDUCTIONS[redop], numpy.delete(operands, left_out, axis=0))
+        if redop == "avg":
+            rest //= 3
+        assert pattern.count_wrong(rest.astype(numpy.float32), 5, 3, redop) > 100
+
+
+def test_the_result_of_the_check_before_is_wrong() -> None:
+    assert pattern.count_wrong(reduced(seed=1), 2, 2, "sum") > 1000
+
+
+# --- measure -----------------------------------------------------------------------------------------------
+
+
+def request(**changes) -> Request:
+    fields = {
+        "count": 3000,
+        "datatype": "float",
+        "redop": "sum",
+        "in_place": False,
+        "warmup": 2,
+        "iterations": 5,
+        "checks": 2,
+        "seed": 1,
+    }
+    return Request(**{**fields, **changes})
+
+
+def copying(spoil: int, calls: list[int]):
+    """An all-reduce of one rank, that gets the first `spoil` elements wrong."""
+
+    def make_op(send, recv, redop):
+        def run() -> None:
+            calls.append(1)
+            if recv is not send:
+                recv[:] = send
+            recv[:spoil] += 1
+
+        return run
+
+    return make_op
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_measure_counts_a_planted_wrong_result(in_place) -> None:
+    reply = measure(copying(3, []), request(in_place=in_place), 0, 1)
+    assert reply.wrong == 2 * 3  # in both checks
+    assert measure(copying(0, []), request(in_place=in_place), 0, 1).wrong == 0
+
+
+def test_an_op_that_does_nothing_is_wrong_everywhere() -> None:
+    reply = measure(lambda *_: lambda: None, request(), 0, 1)
+    assert reply.wrong == 2 * 3000
+
+
+def test_measure_times_what_it_is_asked_to() -> None:
+    calls: list[int] = []
+    reply = measure(copying(0, calls), request(checks=0), 0, 1)
+    assert (len(reply.times_ns), len(calls), reply.wrong) == (5, 2 + 5, None)
+
+
+# --- numbers and text --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "size"), [("1", 1), ("4K", 4096), ("64M", 64 << 20), ("2GiB", 2 << 30)])
+def test_sizes_are_powers_of_1024(text, size) -> None:
+    assert elements.size_bytes(text) == size
+
+
+def test_sizes_grow_by_the_factor_up_to_the_last() -> None:
+    assert elements.sizes(1000, 9000, 3) == [1000, 3000, 9000]
+    assert elements.sizes(1000, 8999, 3) == [1000, 3000]
+
+
+def test_bandwidths_are_those_of_nccl_tests() -> None:
+    found = summary.summarize([1e6, 3e6], 0, 4_000_000, 4)  # 2 ms on average
+    assert (found.time_us, found.algbw_gb_s, found.busbw_gb_s) == (2000.0, 2.0, 3.0)
+    assert found.p50_us == 2000.0
+    assert 2000.0 < found.p99_us <= 3000.0
+
+
+def test_the_ratio_compares_adjacent_batches() -> None:
+    found = summary.ratio([[10, 10, 99], [10, 20, 30]], [[20, 20, 20], [10, 10, 10]])
+    assert found.rounds == [2.0, 0.5]
+    assert (found.median, found.lowest, found.highest) == (1.25, 0.5, 2.0)
+
+
+def test_times_are_averaged_over_ranks_and_wrong_elements_added() -> None:
+    replies = [Reply([10, 20], 1), Reply([30, 40], 2)]
+    assert summary.average_over_ranks(replies) == [20, 30]
+    assert summary.total_wrong(replies) == 3
+    assert summary.total_wrong([Reply([1], None)]) is None
+
+
+def plan(**changes) -> Plan:
+    fields = {
+        "world_size": 2,
+        "streams": 0,
+        "sizes_bytes": [1024],
+        "datatypes": ["float"],
+        "redops": ["sum"],
+        "iterations": 1,
+        "warmup": 0,
+        "checks": 1,
+        "rounds": 1,
+        "rivals": [],
+    }
+    return Plan(**{**fields, **changes})
+
+
+def test_sizes_are_cut_to_whole_elements() -> None:
+    cases = plan(sizes_bytes=[3, 9], datatypes=["float", "int8"]).cases()
+    assert [(case.size_bytes, case.count, case.datatype) for case in cases] == [
+        (8, 2, "float"),
+        (3, 3, "int8"),
+        (9, 9, "int8"),
+    ]
+
+
+def test_columns_stand_below_their_names() -> None:
+    numbers = summary.summarize([1.5e6], None, 1024, 2)
+    row = Row(Case(1024, 256, "float", "sum"), {"pccl": numbers}, {"pccl": numbers})
+    names, units, line = *table.header(plan())[-2:], *table.row_lines(row, plan())
+    for name in ("size", "count", "type", "redop", "root", "streams", "time", "p50", "p99", "algbw", "busbw"):
+        end = names.index(f" {name} ") + len(name)
+        assert line[end] != " ", name
+        assert line[end + 1 : end + 2] in ("", " "), name
+    assert len(line) == len(names) >= len(units)
+    assert line.split()[-1] == "N/A"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-b", "4X"],
+        ["-b", "0"],
+        ["-b", "8K", "-e", "4K"],
+        ["-b", "1", "-e", "3"],
+        ["-f", "1"],
+        ["-d", "complex"],
+        ["-o", "xor"],
+        ["--peers", "1"],
+        ["--streams", "65"],
+        ["--versus", "nobody"],
+        ["--versus", "raw,raw"],
+        ["--master", "127.0.0.1:1", "--versus", "raw"],
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        allreduce.main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_wrong_results_end_with_1(monkeypatch, capsys) -> None:
+    right, wrong = (summary.summarize([1000], count, 1024, 2) for count in (0, 3))
+    rows = [Row(Case(1024, 256, "float", "sum"), {"pccl": right}, {"pccl": wrong})]
+    monkeypatch.setattr(allreduce, "run_contest", lambda *_: iter(rows))
+    assert allreduce.main(["--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["wrong"] == 3
+    assert allreduce.main([]) == 1
+    assert "# Out of bounds values : 3 FAILED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rival", "lacks", "command"),
+    [("gloo", "torch", "pip install torch"), ("mpi", "mpicc", "apt-get install openmpi-bin")],
+)
+def test_an_absent_rival_is_an_error_that_says_what_to_install(
+    rival, lacks, command, monkeypatch, capsys
+) -> None:
+    find_spec, which = importlib.util.find_spec, shutil.which
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == lacks else find_spec(name))
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == lacks else which(name))
+    assert allreduce.main(["--versus", rival]) == 1
+    assert command in capsys.readouterr().err
+
+
+def test_raw_is_for_two() -> None:
+    with pytest.raises(BenchmarkError, match="--peers 2"):
+        contest.expect_rivals(plan(world_size=3, rivals=["raw"]))
+
+
+# --- processes ---------------------------------------------------------------------------------------------
+
+WORKER = """
+import os, sys
+from pccl.benchmarks.control import serve
+def answer(request):
+    return {"die": lambda: os._exit(3), "raise": lambda: 1 / 0, "echo": lambda: request}[request["do"]]()
+sys.exit(serve(sys.argv[1], int(sys.argv[2]), lambda: answer))
+"""
+
+
+def spawn(team: Team, script: str = WORKER) -> list[int]:
+    for rank in range(team.world_size):
+        team.spawn([sys.executable, "-c", script, team.socket_path, str(rank)])
+    return [process.pid for process in team._processes]
+
+
+def test_workers_answer_in_the_order_of_ranks(tmp_path) -> None:
+    with Team("team", 2, tmp_path, 60) as team:
+        spawn(team)
+        team.wait_until_ready()
+        for rank in (1, 0):
+            team.ask(rank, {"do": "echo", "rank": rank})
+        assert [answer["rank"] for answer in team.receive_all([0, 1])] == [0, 1]
+
+
+@pytest.mark.parametrize(("what", "text"), [("die", "rank 0 has ended"), ("raise", "ZeroDivisionError")])
+def test_the_end_of_a_worker_is_an_error(what, text, tmp_path) -> None:
+    with Team("team", 1, tmp_path, 60) as team:
+        spawn(team)
+        team.wait_until_ready()
+        with pytest.raises(BenchmarkError, match=text):
+            team.ask_all({"do": what})
+
+
+def test_a_worker_that_never_starts_is_an_error(tmp_path) -> None:
+    with Team("team", 1, tmp_path, 60) as team:
+        spawn(team, "raise SystemExit(4)")
+        with pytest.raises(BenchmarkError, match="exit status 4"):
+            team.wait_until_ready()
+
+
+def test_a_worker_that_hangs_is_an_error_and_is_killed(tmp_path) -> None:
+    team = Team("team", 1, tmp_path, 0.5)
+    (pid,) = spawn(team, "import time; time.sleep(600)")
+    with pytest.raises(BenchmarkError, match="not started"):
+        team.wait_until_ready()
+    team.close(at_once=True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_workers_end_when_their_starter_is_killed() -> None:
+    script = (
+        "import os, pathlib, sys, tempfile\n"
+        "from pccl.benchmarks.launch import Team\n"
+        "team = Team('team', 1, pathlib.Path(tempfile.mkdtemp()), 60)\n"
+        f"team.spawn([sys.executable, '-c', {WORKER!r}, team.socket_path, '0'])\n"
+        "team.wait_until_ready()\n"
+        "print(team._processes[0].pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120, check=False)
+    assert done.returncode == -9, done.stderr
+    worker = int(done.stdout)
+    deadline = time.monotonic() + 60
+    while is_alive(worker):
+        assert time.monotonic() < deadline, f"worker {worker} is still there"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"  # nobody may be there to reap it
+
+
+# --- from end to end ---------------------------------------------------------------------------------------
+
+TINY = ["-b", "1K", "-e", "64K", "-f", "64", "-n", "3", "-w", "1"]
+
+
+def test_json_has_its_schema() -> None:
+    done = bench("allreduce", *TINY, "-o", "avg", "--streams", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["schema"] == table.SCHEMA == "pccl.bench.allreduce/1"
+    assert (document["peers"], document["streams"], document["wrong"]) == (2, 2, 0)
+    assert [row["size_bytes"] for row in document["rows"]] == [1024, 65536]
+    assert document["average_busbw_gb_s"] > 0
+    for row in document["rows"]:
+        assert (row["count"], row["datatype"], row["redop"], row["root"]) == (
+            row["size_bytes"] // 4,
+            "float",
+            "avg",
+            -1,
+        )
+        (system,) = row["systems"]
+        assert system["system"] == "pccl"
+        for mode in (system["out_of_place"], system["in_place"]):
+            assert set(mode) == SUMMARY_KEYS
+            assert mode["wrong"] == 0
+            assert 0 < mode["p50_us"] <= mode["p99_us"]
+
+
+def test_every_type_and_op_is_right_among_three_peers() -> None:
+    done = bench(
+        "allreduce", "-b", "5K", "-e", "5K", "-n", "1", "-d", "all", "-o", "all", "--peers", "3", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert {(row["datatype"], row["redop"]) for row in document["rows"]} == {
+        (datatype, redop) for datatype in elements.ALL_DATATYPES for redop in elements.ALL_REDOPS
+    }
+    assert document["wrong"] == 0
+
+
+def test_the_table_goes_to_stdout_and_logs_do_not() -> None:
+    done = bench("allreduce", *TINY)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if not line.startswith("#")]
+    assert [row[:6] for row in rows] == [
+        ["1024", "256", "float", "sum", "-1", "default"],
+        ["65536", "16384", "float", "sum", "-1", "default"],
+    ]
+    assert "# Out of bounds values : 0 OK" in done.stdout
+
+
+def has_no(rival: str) -> bool:
+    return {
+        "gloo": importlib.util.find_spec("torch") is None,
+        "mpi": shutil.which("mpirun") is None or shutil.which("mpicc") is None,
+        "raw": False,
+    }[rival]
+
+
+@pytest.mark.parametrize("rival", ["raw", "gloo", "mpi"])
+def test_a_rival_takes_turns_and_is_compared(rival) -> None:
+    if has_no(rival):
+        pytest.skip(f"{rival} is not installed")
+    done = bench("allreduce", "-b", "2M", "-e", "2M", "-n", "2", "--versus", rival, "--rounds", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["rows"]
+    assert [system["system"] for system in row["systems"]] == ["pccl", rival]
+    (compared,) = row["ratios"]
+    assert compared["rival"] == rival
+    for mode in (compared["out_of_place"], compared["in_place"]):
+        assert len(mode["rounds"]) == 3
+        assert 0 < mode["lowest"] <= mode["median"] <= mode["highest"]
+    checked = row["systems"][1]["in_place"]["wrong"]
+    assert checked == (0 if rival == "gloo" else None)
+
+
+def test_peers_join_a_run_and_rank_0_prints(master) -> None:
+    command = [sys.executable, "-m", "pccl", "bench", "allreduce", *TINY, "--json"]
+    peers = [
+        subprocess.Popen([*command, "--master", master.address], stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    try:
+        printed = [peer.communicate(timeout=120)[0] for peer in peers]
+    finally:
+        for peer in peers:
+            peer.kill()
+            peer.wait()
+    assert [peer.returncode for peer in peers] == [0, 0]
+    (document,) = [json.loads(text) for text in printed if text]
+    assert document["peers"] == 2
+    assert document["wrong"] == 0
+    assert len(document["rows"]) == 2
+
+
+def test_a_master_that_is_not_there_ends_with_1() -> None:
+    done = bench("allreduce", *TINY, "--master", "127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "127.0.0.1:1" in done.stderr
+
+
+def test_recovery_is_measured() -> None:
+    done = bench("recovery", "--peers", "2,3", "--repetitions", "1", "--size", "64K", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["schema"] == recovery.SCHEMA == "pccl.bench.recovery/1"
+    assert [(row["system"], row["peers"], row["event"]) for row in document["rows"]] == [
+        ("pccl", 2, "alone"),
+        ("pccl", 3, "recovered"),
+    ]
+    for row in document["rows"]:
+        assert len(row["times_s"]) == 1
+        assert row["times_s"][0] > 0
+
+
+@pytest.mark.parametrize("peers", ["1", "9", "x", "2,,3"])
+def test_recovery_wants_2_to_8_peers(peers) -> None:
+    with pytest.raises(SystemExit) as ended:
+        recovery.main(["--peers", peers])
+    assert ended.value.code == 2
