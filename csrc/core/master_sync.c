@@ -298,7 +298,9 @@ void master_sync_report(struct master *master, int slot, const struct message_sy
         peer->offer.revision = master->groups[index].elected.revision;
         peer->offer.keys = master->groups[index].elected.keys;
         peer->offer.content = master->groups[index].elected.content;
-        log_held(master, slot);
+        if (fetches) {
+            log_held(master, slot);
+        }
         if (is_settled(master, index)) {
             succeed(master, index);
         }

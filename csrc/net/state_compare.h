@@ -11,8 +11,8 @@ struct state_compare {
     const char *mine, *theirs;       /* borrowed: what the peers are called */
     uint8_t buffer[2 * MAX_STATE_KEY_BYTES];
     size_t filled;
-    size_t next;           /* this peer's tensor that has not been compared yet */
-    uint32_t differences;  /* so far */
+    size_t next;          /* this peer's tensor that has not been compared yet */
+    uint32_t differences; /* so far */
     char text[MAX_REASON_BYTES + 1];
 };
 

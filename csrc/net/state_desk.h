@@ -17,7 +17,7 @@ struct state_desk {
     int wake_fd; /* eventfd, owned: readable when the waiting thread has to look here */
     bool serves; /* it may send: the user has not said that it only receives */
     bool has_plan, new_plan, ended;
-    struct message_sync_plan plan; /* the newest */
+    struct message_sync_plan plan;   /* the newest */
     int visitors[MAX_DESK_VISITORS]; /* sockets, owned */
     uint32_t visitor_count;
 };

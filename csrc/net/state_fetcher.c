@@ -24,7 +24,8 @@ enum leaf_state {
     LEAF_WANTED,
     LEAF_ASKED,
     LEAF_STATES = 3,
-    LEAF_SECOND_ROUND = 0x10, /* all sources have given wrong bytes once: what is right may be in flight twice */
+    LEAF_SECOND_ROUND =
+        0x10, /* all sources have given wrong bytes once: what is right may be in flight twice */
 };
 
 void state_fetcher_init(struct state_fetcher *fetcher, struct poller *poller, struct state_table *table,
@@ -151,8 +152,8 @@ static void start_over(struct state_fetcher *fetcher, const struct message_sync_
     fetcher->leaves = calloc(leaves, 1);
     fetcher->wrong = calloc(leaves, 1);
     if (fetcher->elected == NULL || fetcher->leaves == NULL || fetcher->wrong == NULL) {
-        state_fetcher_fail(fetcher, pcclOutOfMemory, "peer %s is out of memory for the hashes of the shared state",
-                           fetcher->label);
+        state_fetcher_fail(fetcher, pcclOutOfMemory,
+                           "peer %s is out of memory for the hashes of the shared state", fetcher->label);
         return;
     }
     fetcher->stage = FETCH_HASHES;
@@ -312,16 +313,16 @@ void state_fetcher_begin(struct state_fetcher *fetcher) {
 }
 
 /* Whoever holds this leaf has changed it since it was offered, or bytes were damaged on the way. */
-static void reject_leaf(struct state_fetcher *fetcher, const struct fetch_stream *stream, uint64_t leaf) {
+static void reject_leaf(struct state_fetcher *fetcher, struct fetch_stream *stream, uint64_t leaf) {
+    stream->disputes = true;
+    stream->disputed = leaf;
     uint8_t all = (uint8_t)((1u << fetcher->source_count) - 1);
     fetcher->wrong[leaf] = (uint8_t)(fetcher->wrong[leaf] | 1u << stream->source);
     if ((fetcher->wrong[leaf] & all) == all) {
         if ((fetcher->leaves[leaf] & LEAF_SECOND_ROUND) != 0) {
             const struct state_tensor *tensor = &fetcher->table->tensors[stream->tensor];
-            state_fetcher_fail(fetcher, pcclInvalidUsage,
-                               "tensor \"%.200s\" of peer %s has changed since it was offered: a tensor must not "
-                               "be written while it is synchronised",
-                               tensor->name, fetcher->sources[stream->source].label);
+            state_fetcher_fail(fetcher, pcclInvalidUsage, CHANGED_FORMAT, tensor->name,
+                               fetcher->sources[stream->source].label);
             return;
         }
         fetcher->wrong[leaf] = 0;
@@ -344,10 +345,29 @@ void state_fetcher_take_leaf(struct state_fetcher *fetcher, struct fetch_stream 
     fetcher->sources[stream->source].failures = 0;
     fetcher->progress_ns = clock_now_ns();
     fetcher->done_bytes += state_table_leaf(fetcher->table, leaf, &stream->tensor).size;
-    if (--fetcher->left == 0) {
-        fetcher->stage = FETCH_DONE;
-        close_streams(fetcher);
+    fetcher->left--;
+}
+
+static bool has_dispute(const struct fetch_stream *stream) {
+    bool found = stream->disputes;
+    for (uint32_t i = 0; i < stream->ask_count; i++) {
+        found = found || stream->asks[(stream->first_ask + i) % MAX_ASKS].subject == STATE_DISPUTE;
     }
+    return found;
+}
+
+/* It is done when all leaves are right, and those whose bytes were wrong have had their say. */
+static void conclude(struct state_fetcher *fetcher) {
+    if (fetcher->stage != FETCH_LEAVES || fetcher->left > 0) {
+        return;
+    }
+    for (uint32_t i = 0; i < MAX_STREAMS; i++) {
+        if (has_dispute(&fetcher->streams[i])) {
+            return;
+        }
+    }
+    fetcher->stage = FETCH_DONE;
+    close_streams(fetcher);
 }
 
 /* ---- connections ---- */
@@ -356,6 +376,7 @@ void state_fetcher_ready(struct state_fetcher *fetcher, struct poll_item *item) 
     struct fetch_stream *stream = LIST_ENTRY(item, struct fetch_stream, item);
     CHECK(stream->fetcher == fetcher);
     fetch_stream_work(stream);
+    conclude(fetcher);
 }
 
 /* How many are worth while. Bytes that were wrong at some holder may be right at another: then all are. */
@@ -431,6 +452,10 @@ void state_fetcher_tick(struct state_fetcher *fetcher, uint64_t now_ns) {
         if (waits(stream) && now_ns - stream->heard_ns >= fetcher->timeout_ns && now_ns > stream->heard_ns) {
             fetch_stream_close(stream, "it does not answer");
         }
+    }
+    conclude(fetcher);
+    if (!is_at_work(fetcher)) {
+        return;
     }
     open_streams(fetcher, now_ns);
     if (now_ns > fetcher->progress_ns &&

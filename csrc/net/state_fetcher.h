@@ -16,6 +16,12 @@
 
 enum { MAX_ASKS = 4, FETCH_REASON_BYTES = 160, MAX_LABEL_BYTES = MAX_NAME_BYTES + 16 };
 
+/* Of a tensor's name and a peer's label. */
+#define CHANGED_FORMAT                                                                                       \
+    "tensor \"%.200s\" of peer %s has changed since it was offered: a tensor must not be written while it "  \
+    "is "                                                                                                    \
+    "synchronised"
+
 enum fetch_stage {
     FETCH_IDLE,   /* nothing to do */
     FETCH_KEYS,   /* the tensors are not those that were elected: which differ? */
@@ -30,7 +36,7 @@ enum fetch_stage {
 struct state_source {
     struct member member;
     char label[MAX_LABEL_BYTES];
-    uint32_t streams; /* that there are to it */
+    uint32_t streams;  /* that there are to it */
     uint32_t failures; /* in a row */
     uint64_t retry_ns; /* no connection to it before */
 };
@@ -41,9 +47,9 @@ enum stream_phase { FETCH_STREAM_FREE, FETCH_STREAM_CONNECTING, FETCH_STREAM_OPE
 struct fetch_stream {
     struct poll_item item;
     struct state_fetcher *fetcher;
-    uint8_t phase;  /* enum stream_phase */
+    uint8_t phase; /* enum stream_phase */
     uint16_t source;
-    uint64_t heard_ns; /* or asked something when nothing was due */
+    uint64_t heard_ns;                  /* or asked something when nothing was due */
     struct state_header asks[MAX_ASKS]; /* a ring: the first is being answered */
     uint32_t first_ask, ask_count;
     uint8_t out[LINK_GREETING_BYTES + MAX_ASKS * STATE_HEADER_BYTES];
@@ -55,6 +61,8 @@ struct fetch_stream {
     uint64_t next;  /* the leaf that comes next, and what of it has come */
     size_t offset;
     size_t tensor;
+    bool disputes; /* `disputed` was wrong, and the source has to be told */
+    uint64_t disputed;
 };
 
 struct state_fetcher {
@@ -71,7 +79,7 @@ struct state_fetcher {
     struct state_source sources[MAX_SYNC_SOURCES];
     uint16_t source_count;
     struct fetch_stream streams[MAX_STREAMS];
-    uint32_t stream_count; /* that it may use */
+    uint32_t stream_count;        /* that it may use */
     struct state_compare compare; /* FETCH_KEYS */
 
     struct state_hash *elected; /* owned: of the elected state's leaves */
@@ -82,9 +90,9 @@ struct state_fetcher {
     uint64_t ask_bytes;         /* of one question */
     bool distrusts;             /* wrong bytes have come */
 
-    bool touched;             /* the user's memory has been changed, or is about to be */
+    bool touched;                     /* the user's memory has been changed, or is about to be */
     uint64_t total_bytes, done_bytes; /* of leaves that differ */
-    uint64_t rx_bytes;        /* of tensors */
+    uint64_t rx_bytes;                /* of tensors */
     uint64_t progress_ns;
     char trouble[FETCH_REASON_BYTES]; /* the last of a source */
 };

@@ -70,7 +70,8 @@ static int start_helpers(struct work *work, pthread_t threads[MAX_HASH_THREADS])
     return started;
 }
 
-bool state_hash_all(struct state_table *table, bool (*goes_on)(void *context, uint64_t bytes), void *context) {
+bool state_hash_all(struct state_table *table, bool (*goes_on)(void *context, uint64_t bytes),
+                    void *context) {
     struct work work = {.table = table};
     pthread_t threads[MAX_HASH_THREADS];
     int helpers = start_helpers(&work, threads);

@@ -105,7 +105,18 @@ static uint64_t keys_bytes(const struct state_table *table) {
     return bytes;
 }
 
-static void begin_answer(const struct state_holder *holder, struct state_visitor *visitor) {
+/* Somebody has got other bytes than were offered: were they damaged on the way, or has the user written? */
+static void look_again(struct state_holder *holder, uint64_t leaf) {
+    size_t tensor = 0;
+    struct state_hash hash;
+    state_table_hash_leaf(holder->table, leaf, &tensor, &hash);
+    if (memcmp(&hash, &holder->table->hashes[leaf], sizeof hash) != 0) {
+        holder->changed = true;
+        holder->changed_leaf = leaf;
+    }
+}
+
+static void begin_answer(struct state_holder *holder, struct state_visitor *visitor) {
     struct state_header answer = visitor->questions[visitor->first_question];
     visitor->next = answer.first;
     visitor->end = answer.first + answer.count;
@@ -116,6 +127,10 @@ static void begin_answer(const struct state_holder *holder, struct state_visitor
         break;
     case STATE_HASHES:
         answer.bytes = (uint64_t)answer.count * STATE_HASH_BYTES;
+        break;
+    case STATE_DISPUTE:
+        look_again(holder, answer.first);
+        visitor->next = visitor->end;
         break;
     default:
         answer.bytes = state_table_bytes(holder->table, answer.first, answer.count);
@@ -162,9 +177,8 @@ static int gather(const struct state_holder *holder, struct state_visitor *visit
                                          .iov_len = visitor->out_end - visitor->out_begin};
     }
     size_t bytes = 0, tensor = visitor->tensor;
-    for (uint64_t leaf = visitor->next; sends_leaves(visitor) && leaf < visitor->end && count < SEND_PIECES &&
-                                        bytes < SEND_BYTES;
-         leaf++) {
+    for (uint64_t leaf = visitor->next;
+         sends_leaves(visitor) && leaf < visitor->end && count < SEND_PIECES && bytes < SEND_BYTES; leaf++) {
         struct state_leaf place = state_table_leaf(holder->table, leaf, &tensor);
         size_t from = leaf == visitor->next ? visitor->offset : 0;
         size_t size = place.size - from < SEND_BYTES - bytes ? place.size - from : SEND_BYTES - bytes;
@@ -198,7 +212,7 @@ static void advance(struct state_holder *holder, struct state_visitor *visitor, 
 }
 
 /* Moves on to the next answer when one is out; false if there is nothing to send. */
-static bool has_more(const struct state_holder *holder, struct state_visitor *visitor) {
+static bool has_more(struct state_holder *holder, struct state_visitor *visitor) {
     bool buffer_empty = visitor->out_end == visitor->out_begin;
     if (visitor->answering && buffer_empty && visitor->next == visitor->end) {
         visitor->answering = false;
@@ -207,6 +221,9 @@ static bool has_more(const struct state_holder *holder, struct state_visitor *vi
     }
     if (!visitor->answering && visitor->question_count > 0) {
         begin_answer(holder, visitor);
+    }
+    if (holder->changed) {
+        return false; /* who asks must not take it for settled before the master knows */
     }
     if (visitor->answering && visitor->out_begin == 0) {
         fill_buffer(holder, visitor);

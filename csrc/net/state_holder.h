@@ -25,9 +25,9 @@ struct state_visitor {
     struct state_header questions[MAX_QUESTIONS]; /* a ring: the first is being answered */
     uint32_t first_question, question_count;
     bool answering;
-    uint64_t next, end;  /* leaves, or tensors of STATE_KEYS, that are not in `out` or sent yet */
-    size_t offset;       /* in leaf `next`: so much is sent */
-    size_t tensor;       /* of that leaf: where to look first */
+    uint64_t next, end; /* leaves, or tensors of STATE_KEYS, that are not in `out` or sent yet */
+    size_t offset;      /* in leaf `next`: so much is sent */
+    size_t tensor;      /* of that leaf: where to look first */
     uint8_t out[VISITOR_BUFFER_BYTES]; /* headers, hashes, keys */
     uint32_t out_begin, out_end;
 };
@@ -39,6 +39,8 @@ struct state_holder {
     uint32_t visitor_count;
     uint32_t timeout_ms;
     uint64_t tx_bytes; /* of tensors */
+    bool changed;      /* leaf `changed_leaf` is not what was offered: nobody is answered any more */
+    uint64_t changed_leaf;
 };
 
 void state_holder_init(struct state_holder *holder, struct poller *poller, const struct state_table *table,

@@ -62,6 +62,7 @@ void fetch_stream_close(struct fetch_stream *stream, const char *why) {
         poller_remove(fetcher->poller, &stream->item);
         close(fd);
     }
+    stream->phase = FETCH_STREAM_FREE; /* what is given back is not for this one */
     give_asks_back(stream);
     source->streams--;
     if (why != NULL) {
@@ -101,10 +102,18 @@ void fetch_stream_open(struct fetch_stream *stream, uint16_t source) {
 
 /* ---- questions ---- */
 
+static bool next_ask(struct fetch_stream *stream, struct state_header *ask) {
+    if (stream->disputes) {
+        stream->disputes = false;
+        *ask = (struct state_header){.subject = STATE_DISPUTE, .first = stream->disputed, .count = 1};
+        return true;
+    }
+    return state_fetcher_next_ask(stream->fetcher, stream, ask);
+}
+
 static void add_asks(struct fetch_stream *stream) {
     struct state_header ask;
-    while (stream->phase == FETCH_STREAM_OPEN && stream->ask_count < MAX_ASKS &&
-           state_fetcher_next_ask(stream->fetcher, stream, &ask)) {
+    while (stream->phase == FETCH_STREAM_OPEN && stream->ask_count < MAX_ASKS && next_ask(stream, &ask)) {
         if (stream->ask_count == 0) {
             stream->heard_ns = clock_now_ns();
         }
@@ -155,6 +164,8 @@ static bool is_answer(struct fetch_stream *stream, const struct state_header *an
     switch (answer->subject) {
     case STATE_KEYS:
         return answer->bytes <= MAX_KEYS_BYTES;
+    case STATE_DISPUTE:
+        return answer->bytes == 0;
     case STATE_HASHES:
         return answer->bytes == (uint64_t)answer->count * STATE_HASH_BYTES;
     default:
@@ -173,6 +184,9 @@ static bool take_header(struct fetch_stream *stream) {
     stream->left = answer.bytes;
     stream->next = answer.first;
     stream->offset = 0;
+    if (stream->left == 0) {
+        end_answer(stream);
+    }
     return true;
 }
 

@@ -31,7 +31,7 @@ struct state_sync {
     struct state_fetcher fetcher;
     struct message_sync_plan plan; /* the newest */
     uint64_t reported_sync;        /* for which this peer has said that it holds the elected state */
-    bool interrupted, told;
+    bool interrupted, told, told_changed;
     pcclSyncPhase_t told_phase;
     uint64_t next_check_ns, next_look_ns, next_progress_ns;
 };
@@ -101,9 +101,10 @@ static pcclResult_t hash(struct state_sync *sync) {
         return pcclSuccess;
     }
     pcclResult_t result = sync->interrupted ? pcclSuccess : ask(sync->comm);
-    if (result == pcclSuccess) {
+    if (result == pcclSuccess ||
+        result == pcclInvalidUsage) { /* else the master was lost, or has put us out */
         last_error_set("the communicator was closed while the shared state was being hashed");
-        result = pcclInvalidUsage;
+        return pcclInvalidUsage;
     }
     return result;
 }
@@ -123,9 +124,10 @@ static void fill_offer(struct state_sync *sync) {
 /* ---- reports ---- */
 
 /* On its way to the master when this returns. */
-static void report(struct state_sync *sync, enum sync_progress progress, uint16_t status, const char *reason) {
-    struct message_sync_report message = {.sync = sync->plan.sync, .progress = (uint8_t)progress,
-                                          .status = status};
+static void report(struct state_sync *sync, enum sync_progress progress, uint16_t status,
+                   const char *reason) {
+    struct message_sync_report message = {
+        .sync = sync->plan.sync, .progress = (uint8_t)progress, .status = status};
     snprintf(message.reason, sizeof message.reason, "%s", reason);
     struct call call = {.kind = PEER_EVENT_SYNC_REPORT, .report = &message};
     comm_run(sync->comm, &call); /* if it did not get there, the call has ended too */
@@ -136,6 +138,16 @@ static void report_held(struct state_sync *sync) {
         sync->reported_sync = sync->plan.sync;
         report(sync, SYNC_FETCHED, pcclSuccess, "");
     }
+}
+
+/* The user has written to what this peer offered. */
+static void report_changed(struct state_sync *sync) {
+    uint64_t leaf = sync->holder.changed_leaf;
+    size_t tensor = 0;
+    char reason[MAX_REASON_BYTES + 1];
+    state_table_hash_leaf(sync->table, leaf, &tensor, &sync->table->hashes[leaf]);
+    snprintf(reason, sizeof reason, CHANGED_FORMAT, sync->table->tensors[tensor].name, sync->fetcher.label);
+    report(sync, SYNC_FAILED, pcclInvalidUsage, reason);
 }
 
 /* ---- plans ---- */
@@ -154,8 +166,8 @@ static void hold(struct state_sync *sync, bool again) {
     }
     if (!holds_elected(sync)) {
         report(sync, SYNC_TOUCHED, pcclSuccess, "");
-    } else if (sync->plan.sync != sync->reported_sync) {
-        report_held(sync);
+    } else {
+        report_held(sync); /* it may have been told to fetch before: the master can't be sure of its memory */
     }
 }
 
@@ -167,7 +179,10 @@ static void take_plan(struct state_sync *sync) {
     bool again = plan.sync == sync->plan.sync && plan.role == sync->plan.role;
     sync->plan = plan;
     if (!again) {
-        state_holder_close(&sync->holder); /* they come for something else, or to somebody who has it no more */
+        state_holder_close(
+            &sync->holder); /* they come for something else, or to somebody who has it no more */
+        sync->holder.changed = false;
+        sync->told_changed = false;
     }
     if (plan.role == SYNC_HOLD) {
         hold(sync, again);
@@ -186,6 +201,10 @@ static void take_visitors(struct state_sync *sync) {
 /* What the fetcher has come to. */
 static void settle(struct state_sync *sync) {
     struct state_fetcher *fetcher = &sync->fetcher;
+    if (sync->holder.changed && !sync->told_changed) {
+        sync->told_changed = true;
+        report_changed(sync);
+    }
     if (fetcher->stage == FETCH_READY) {
         /* Before the first byte changes: if the holders die, this peer can't be elected. */
         report(sync, SYNC_TOUCHED, pcclSuccess, "");
@@ -236,7 +255,8 @@ static uint64_t idle_ns(const struct state_sync *sync, uint64_t now_ns) {
         sync->next_check_ns < deadline) {
         deadline = sync->next_check_ns;
     }
-    if (sync->request->progress != NULL && sync->next_progress_ns > now_ns && sync->next_progress_ns < deadline) {
+    if (sync->request->progress != NULL && sync->next_progress_ns > now_ns &&
+        sync->next_progress_ns < deadline) {
         deadline = sync->next_progress_ns;
     }
     return deadline == UINT64_MAX ? UINT64_MAX : deadline > now_ns ? deadline - now_ns : 0;
@@ -288,12 +308,14 @@ static void tell_damage(struct state_sync *sync, const char *sentence) {
         last_error_set("%s; the state of this peer is as it was", sentence);
     } else if (fetcher->left == 0) {
         last_error_set("%s; the state of this peer has been replaced by that of revision %" PRIu64
-                       ": synchronise again", sentence, sync->plan.revision);
+                       ": synchronise again",
+                       sentence, sync->plan.revision);
     } else {
         comm_set_mixture(sync->comm, &content);
-        last_error_set("%s; of %" PRIu64 " bytes that differ %" PRIu64 " had been replaced in this peer's state, "
-                       "which is a mix of two revisions now: synchronise again", sentence,
-                       fetcher->total_bytes, fetcher->done_bytes);
+        last_error_set("%s; of %" PRIu64 " bytes that differ %" PRIu64
+                       " had been replaced in this peer's state, "
+                       "which is a mix of two revisions now: synchronise again",
+                       sentence, fetcher->total_bytes, fetcher->done_bytes);
     }
 }
 
@@ -322,8 +344,8 @@ static pcclResult_t offer(struct state_sync *sync, struct state_sync_outcome *ou
     if (error != 0) {
         return refuse_for(error);
     }
-    error = state_desk_init(&sync->desk,
-                            sync->request->strategy != PCCL_SHARED_STATE_SYNC_STRATEGY_RECEIVE_ONLY);
+    error =
+        state_desk_init(&sync->desk, sync->request->strategy != PCCL_SHARED_STATE_SYNC_STRATEGY_RECEIVE_ONLY);
     if (error != 0) {
         poller_close(&sync->poller);
         return refuse_for(error);

@@ -17,7 +17,8 @@ static pcclResult_t check_tensor(const pcclTensorInfo_t *info, size_t place, con
         return pcclInvalidArgument;
     }
     const char *fault = NULL;
-    uint32_t element_bytes = datatype_valid((int)info->datatype) ? datatype_bytes((uint8_t)info->datatype) : 0;
+    uint32_t element_bytes =
+        datatype_valid((int)info->datatype) ? datatype_bytes((uint8_t)info->datatype) : 0;
     if (strnlen(info->name, MAX_TENSOR_NAME_BYTES + 1) > MAX_TENSOR_NAME_BYTES) {
         fault = "has a name of more than 1023 bytes";
     } else if (element_bytes == 0) {
@@ -82,19 +83,21 @@ static pcclResult_t check_names(const struct state_table *table, const char *cal
     return pcclSuccess;
 }
 
-static pcclResult_t list_tensors(struct state_table *table, const pcclSharedState_t *state, const char *call) {
+static pcclResult_t list_tensors(struct state_table *table, const pcclSharedState_t *state,
+                                 const char *call) {
     for (size_t i = 0; i < state->count; i++) {
         const pcclTensorInfo_t *info = &state->infos[i];
         pcclResult_t result = check_tensor(info, i, call);
         if (result != pcclSuccess) {
             return result;
         }
-        table->tensors[i] = (struct state_tensor){.name = info->name,
-                                                  .data = info->data,
-                                                  .count = info->count,
-                                                  .bytes = info->count * datatype_bytes((uint8_t)info->datatype),
-                                                  .datatype = (uint8_t)info->datatype,
-                                                  .free = info->allow_content_inequality};
+        table->tensors[i] =
+            (struct state_tensor){.name = info->name,
+                                  .data = info->data,
+                                  .count = info->count,
+                                  .bytes = info->count * datatype_bytes((uint8_t)info->datatype),
+                                  .datatype = (uint8_t)info->datatype,
+                                  .free = info->allow_content_inequality};
     }
     table->tensor_count = state->count;
     qsort(table->tensors, table->tensor_count, sizeof *table->tensors, compare_names);
@@ -235,8 +238,8 @@ struct digest state_table_content(const struct state_table *table, const struct 
         const struct state_tensor *tensor = &table->tensors[i];
         if (!tensor->free) {
             struct state_hash hash;
-            state_hash_tensor(tensor->datatype, tensor->count, hashes + tensor->first_leaf, tensor->leaf_count,
-                              &hash);
+            state_hash_tensor(tensor->datatype, tensor->count, hashes + tensor->first_leaf,
+                              tensor->leaf_count, &hash);
             state_digest_add(&digest, tensor->name, strlen(tensor->name), &hash);
         }
     }

@@ -189,7 +189,7 @@ struct message_sync_plan {
 
 enum sync_progress {
     SYNC_TOUCHED = 1, /* my memory is not what I offered any more, or is about to change */
-    SYNC_FETCHED,     /* I hold the elected content; also said to SYNC_HOLD by who was told to fetch before */
+    SYNC_FETCHED,     /* I hold the elected content: the answer to SYNC_HOLD, too */
     SYNC_FAILED,      /* I can't: the call fails for all with `status` and `reason` */
     SYNC_PROGRESS_END
 };

@@ -21,6 +21,7 @@ enum state_subject {
     STATE_KEYS = 1, /* what tensors there are: a struct state_key for each */
     STATE_HASHES,   /* of leaves `first` .. `first + count - 1` */
     STATE_LEAVES,   /* their bytes */
+    STATE_DISPUTE,  /* leaf `first` did not have its hash: look at it again. The answer is the header alone */
     STATE_SUBJECT_END
 };
 
@@ -28,7 +29,7 @@ struct state_header {
     uint8_t subject; /* enum state_subject */
     uint32_t count;  /* 0 with STATE_KEYS, else at least 1 */
     uint64_t first;
-    uint64_t bytes;  /* of payload; 0 in a question */
+    uint64_t bytes; /* of payload; 0 in a question */
 };
 
 void state_header_encode(const struct state_header *header, uint8_t bytes[STATE_HEADER_BYTES]);

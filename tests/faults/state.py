@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import resource
 import threading
 from typing import Any
@@ -56,9 +57,12 @@ class StateCommands:
     _arrays: dict[str, np.ndarray]
     _free: set[str]
     _state: pccl.SharedState
-    _go = threading.Event()
+    _held: threading.Event
+    _go: threading.Event
+    _phases: list[str]
 
     def do_state(self, command: Command) -> None:
+        self._held, self._go, self._phases = threading.Event(), threading.Event(), []
         tensors = command["tensors"]
         self._arrays = {tensor["name"]: array_of(tensor) for tensor in tensors}
         self._free = {tensor["name"] for tensor in tensors if tensor.get("free")}
@@ -71,9 +75,17 @@ class StateCommands:
     def do_many(self, command: Command) -> None:
         """A state of `count` tensors of one element each."""
         values = np.arange(command["count"], dtype=np.int64) + command["fill"]
+        self._phases = []
         self._arrays = {f"t{i}": values[i : i + 1] for i in range(command["count"])}
         self._free = set()
         self._state = pccl.SharedState(self._arrays, revision=command["revision"])
+
+    def do_vast(self, command: Command) -> None:
+        """A state of `size` zero bytes that take no memory."""
+        map_noreserve = 0x4000
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | map_noreserve
+        self._arrays = {"w": np.frombuffer(mmap.mmap(-1, command["size"], flags=flags), np.uint8)}
+        self._state = pccl.SharedState(self._arrays)
 
     def do_memory(self, command: Command) -> Answer:
         return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
@@ -97,11 +109,8 @@ class StateCommands:
         return {"digest": digest_of(equal), "free": digest_of(free), "revision": self._state.revision}
 
     def do_sync(self, command: Command) -> Answer:
-        """hold_at: stand still in the callback of this phase, once it has moved some bytes (or at once with
-        `hold_early`), until told to go. The answer to "phase" tells when that is so."""
-        self._go.clear()
-        self._held = threading.Event()
-        self._phases: list[str] = []
+        """hold_at: once for each state, stand still in the callback of this phase, when it has moved some
+        bytes (or at once with `hold_early`), until told to go. "held" (aside) waits until that is so."""
         strategy = pccl.SharedStateSyncStrategy[command.get("strategy", "ENFORCE_POPULAR")]
 
         def progress(step: pccl.SharedStateSyncProgress) -> None:
@@ -112,6 +121,8 @@ class StateCommands:
                 threading.Event().wait(0.15)  # so that the next call is due as soon as something has moved
                 return
             self._held.set()
+            if command.get("fail"):
+                raise ZeroDivisionError
             if write := command.get("write"):
                 self.do_flip(write)
             else:
@@ -122,7 +133,8 @@ class StateCommands:
                 self._state, strategy, progress=progress if command.get("hold_at") else None
             )
         except (Exception, KeyboardInterrupt) as error:
-            error.answer = self.do_look(command)  # type: ignore[attr-defined]
+            if not command.get("blind"):
+                error.answer = self.do_look(command)  # type: ignore[attr-defined]
             raise
         return self.do_look(command) | {"tx": info.tx_bytes, "rx": info.rx_bytes, "phases": self._phases}
 
