@@ -14,6 +14,7 @@ __all__ = ["main"]
 # `pccl bench NAME`: the module of pccl.benchmarks whose main(arguments) it is, and its line in the help.
 BENCHMARKS = {
     "allreduce": "all-reduce over sizes, in the columns of nccl-tests",
+    "sync": "shared state to newcomers, beside what TCP carries",
     "recovery": "from the death of a peer to the survivors' next all-reduce",
 }
 
