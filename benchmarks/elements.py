@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import Any
+from typing import Any, cast
 
 import numpy
 
@@ -38,7 +38,7 @@ def numpy_dtype(datatype: str) -> numpy.dtype[Any]:
     if datatype == "bfloat16":
         import ml_dtypes
 
-        return numpy.dtype(ml_dtypes.bfloat16)
+        return cast("numpy.dtype[Any]", numpy.dtype(ml_dtypes.bfloat16))
     return numpy.dtype(_DTYPE_NAMES[datatype])
 
 

@@ -12,16 +12,19 @@ import numpy
 
 __all__ = ["PERIOD", "count_wrong", "expected", "fill", "operands"]
 
+Array = numpy.ndarray[Any, Any]
+
 PERIOD = 1021
 
 # int8 holds sums up to 127, bfloat16 integers up to 256.
 _LARGEST_SUM = 127
 
 
-def operands(seed: int, world_size: int, redop: str, *, signed: bool) -> numpy.ndarray[Any, Any]:
+def operands(seed: int, world_size: int, redop: str, *, signed: bool) -> Array:
     """One period of every rank's operand, as integers: shape (world_size, PERIOD)."""
     random = numpy.random.default_rng([seed, world_size])
     shape = (world_size, PERIOD)
+    values: Array
     if redop == "prod":
         # All ones but one: the product stays small in any world, and tells which elements are missing.
         values = numpy.ones(shape, dtype=numpy.int64)
@@ -29,8 +32,10 @@ def operands(seed: int, world_size: int, redop: str, *, signed: bool) -> numpy.n
         values[odd_ones, numpy.arange(PERIOD)] = random.integers(1, 6, PERIOD)
         return values
     if redop in ("max", "min"):
-        return random.integers(-99 if signed else 0, 100, shape)
-    bound = max(1, min(3, _LARGEST_SUM // world_size))
+        values = random.integers(-99 if signed else 0, 100, shape)
+        return values
+    # One less than fits: for avg, the last rank adds up to world_size - 1.
+    bound = max(1, min(3, _LARGEST_SUM // world_size - 1))
     values = random.integers(-bound if signed else 0, bound + 1, shape)
     if redop == "avg":
         # The last rank makes up for what the sum lacks to a multiple of the world size.
@@ -38,19 +43,20 @@ def operands(seed: int, world_size: int, redop: str, *, signed: bool) -> numpy.n
     return values
 
 
-def expected(seed: int, world_size: int, redop: str, *, signed: bool) -> numpy.ndarray[Any, Any]:
+def expected(seed: int, world_size: int, redop: str, *, signed: bool) -> Array:
     """One period of the exact result, as integers."""
     values = operands(seed, world_size, redop, signed=signed)
-    if redop == "sum":
-        return values.sum(axis=0)
-    if redop == "avg":
-        return values.sum(axis=0) // world_size
-    if redop == "prod":
-        return values.prod(axis=0)
-    return values.max(axis=0) if redop == "max" else values.min(axis=0)
+    exact: Array
+    if redop in ("sum", "avg"):
+        exact = values.sum(axis=0) // (world_size if redop == "avg" else 1)
+    elif redop == "prod":
+        exact = values.prod(axis=0)
+    else:
+        exact = values.max(axis=0) if redop == "max" else values.min(axis=0)
+    return exact
 
 
-def fill(array: numpy.ndarray[Any, Any], seed: int, rank: int, world_size: int, redop: str) -> None:
+def fill(array: Array, seed: int, rank: int, world_size: int, redop: str) -> None:
     """Write the operand of `rank` into a one-dimensional array."""
     period = operands(seed, world_size, redop, signed=_signed(array))[rank].astype(array.dtype)
     whole = array.size - array.size % PERIOD
@@ -58,7 +64,7 @@ def fill(array: numpy.ndarray[Any, Any], seed: int, rank: int, world_size: int, 
     array[whole:] = period[: array.size - whole]
 
 
-def count_wrong(array: numpy.ndarray[Any, Any], seed: int, world_size: int, redop: str) -> int:
+def count_wrong(array: Array, seed: int, world_size: int, redop: str) -> int:
     """How many elements differ from the exact result. NaN is always wrong."""
     period = expected(seed, world_size, redop, signed=_signed(array)).astype(array.dtype)
     whole = array.size - array.size % PERIOD
@@ -67,5 +73,5 @@ def count_wrong(array: numpy.ndarray[Any, Any], seed: int, world_size: int, redo
     return int(wrong)
 
 
-def _signed(array: numpy.ndarray[Any, Any]) -> bool:
-    return array.dtype.kind != "u"
+def _signed(array: Array) -> bool:
+    return bool(array.dtype.kind != "u")
