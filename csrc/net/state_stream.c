@@ -13,7 +13,7 @@
 
 enum {
     RECEIVE_PIECES = 64,
-    RECEIVE_BYTES = 512 * 1024, /* at a time: a leaf is hashed while it is in the processor's cache */
+    RECEIVE_BYTES = 512 * 1024,   /* at a time: a leaf is hashed while it is in the processor's cache */
     TURN_BYTES = 2 * 1024 * 1024, /* then the next stream has its turn */
 };
 
@@ -214,8 +214,8 @@ static int gather(struct fetch_stream *stream, struct iovec pieces[RECEIVE_PIECE
     }
     int count = 0;
     size_t tensor = stream->tensor, room = RECEIVE_BYTES;
-    for (uint64_t leaf = stream->next;
-         leaf < ask->first + ask->count && count < RECEIVE_PIECES && room > 0; leaf++) {
+    for (uint64_t leaf = stream->next; leaf < ask->first + ask->count && count < RECEIVE_PIECES && room > 0;
+         leaf++) {
         struct state_leaf place = state_table_leaf(fetcher->table, leaf, &tensor);
         size_t from = leaf == stream->next ? stream->offset : 0;
         size_t bytes = place.size - from < room ? place.size - from : room;
