@@ -1,8 +1,8 @@
 /* One rank of the Open MPI rival. Usage: mpi CONTROL_SOCKET
  *
  * Reads requests "count datatype redop in_place warmup iterations" from the Unix socket, one line each, and
- * answers {"times_ns": [...], "wrong": null}. Every rank has its own connection, because a rank that waited in
- * MPI for the next request would spin and take the processor from those that are measured meanwhile. */
+ * answers {"times_ns": [...], "wrong": null}. Every rank has its own connection, because a rank that waited
+ * in MPI for the next request would spin and take the processor from those that are measured meanwhile. */
 
 #define _POSIX_C_SOURCE 200809L
 
@@ -34,10 +34,12 @@ static int64_t now_ns(void) {
 
 static FILE *control_open(const char *path) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof address.sun_path) return NULL;
+    if (strlen(path) >= sizeof address.sun_path)
+        return NULL;
     strcpy(address.sun_path, path);
     const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) != 0) return NULL;
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) != 0)
+        return NULL;
     return fdopen(fd, "r+");
 }
 
@@ -46,9 +48,9 @@ static bool datatype_parse(const char *name, MPI_Datatype *datatype) {
         const char *name;
         MPI_Datatype datatype;
     } known[] = {
-        {"int8", MPI_INT8_T},     {"uint8", MPI_UINT8_T},   {"int16", MPI_INT16_T}, {"uint16", MPI_UINT16_T},
-        {"int32", MPI_INT32_T},   {"uint32", MPI_UINT32_T}, {"int64", MPI_INT64_T}, {"uint64", MPI_UINT64_T},
-        {"float", MPI_FLOAT},     {"double", MPI_DOUBLE},
+        {"int8", MPI_INT8_T},   {"uint8", MPI_UINT8_T},   {"int16", MPI_INT16_T}, {"uint16", MPI_UINT16_T},
+        {"int32", MPI_INT32_T}, {"uint32", MPI_UINT32_T}, {"int64", MPI_INT64_T}, {"uint64", MPI_UINT64_T},
+        {"float", MPI_FLOAT},   {"double", MPI_DOUBLE},
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         if (strcmp(name, known[i].name) == 0) {
@@ -100,13 +102,15 @@ static int64_t *measure(const request_t *request) {
         for (int i = -request->warmup; i < request->iterations; i++) {
             const int64_t begin_ns = now_ns();
             MPI_Allreduce(source, recv, request->count, request->datatype, request->redop, MPI_COMM_WORLD);
-            if (i >= 0) times_ns[i] = now_ns() - begin_ns;
+            if (i >= 0)
+                times_ns[i] = now_ns() - begin_ns;
         }
     } else {
         free(times_ns);
         times_ns = NULL;
     }
-    if (recv != send) free(recv);
+    if (recv != send)
+        free(recv);
     free(send);
     return times_ns;
 }
@@ -140,7 +144,8 @@ int main(int argc, char **argv) {
     fprintf(control, "{\"rank\": %d}\n{\"ready\": true}\n", rank);
     fflush(control);
     char line[128];
-    while (fgets(line, sizeof line, control)) answer(control, line);
+    while (fgets(line, sizeof line, control))
+        answer(control, line);
     MPI_Finalize();
     return 0;
 }
