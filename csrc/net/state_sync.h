@@ -10,13 +10,13 @@
 
 struct state_sync_request {
     uint64_t revision;
-    uint8_t strategy; /* pcclSharedStateSyncStrategy_t */
+    uint8_t strategy;                                                    /* pcclSharedStateSyncStrategy_t */
     void (*progress)(void *context, const pcclSyncProgress_t *progress); /* may be NULL */
     void *context;
 };
 
 struct state_sync_outcome {
-    uint64_t revision; /* elected, after pcclSuccess */
+    uint64_t revision;           /* elected, after pcclSuccess */
     uint64_t tx_bytes, rx_bytes; /* of tensors */
 };
 
