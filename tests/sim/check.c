@@ -321,7 +321,8 @@ static void check_same_outcome(struct process *process, struct call *call) {
         return;
     }
     int slot = call->kind == CALL_OP ? call->slot : 100 + 2 * call->vote + call->slot;
-    uint32_t group = call->kind == CALL_OP ? process->group : UINT32_MAX;
+    bool of_group = call->kind == CALL_OP || call->vote == VOTE_SYNC_STATE;
+    uint32_t group = of_group ? process->group : UINT32_MAX;
     size_t bucket = (size_t)(call->round * 31 + (uint64_t)slot * 7 + group) % 256;
     for (struct outcome *outcome = world->outcomes[bucket]; outcome != NULL; outcome = outcome->next) {
         if (outcome->run != process->master_run || outcome->group != group || outcome->round != call->round ||
@@ -358,9 +359,15 @@ static void check_same_outcome(struct process *process, struct call *call) {
     world->outcomes[bucket] = outcome;
 }
 
+/* All who held the newest state may have left in good order, before others had it. */
+static bool is_state_lost(const struct call *call) {
+    return call->vote == VOTE_SYNC_STATE &&
+           (call->status == pcclNoSharedStateAvailable || call->status == pcclInvalidUsage);
+}
+
 static bool allowed_without_faults(const struct process *process, const struct call *call) {
-    return call->status == pcclSuccess || process->user.closing ||
-           (call->kind == CALL_OP && call->status == pcclTooFewPeers) ||
+    return call->status == pcclSuccess || process->user.closing || is_state_lost(call) ||
+           ((call->kind == CALL_OP || call->vote == VOTE_SYNC_STATE) && call->status == pcclTooFewPeers) ||
            process->world->phase >= PHASE_CLOSING;
 }
 

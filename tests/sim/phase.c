@@ -7,7 +7,8 @@
 
 static const char *stage_name(const struct process *process) {
     static const char *const names[] = {"connect",  "begin", "update_topology",
-                                        "optimize", "ops",   "pending amid ops",
+                                        "optimize", "sync",  "ops",
+                                        "pending amid ops",
                                         "idle",     "done",  "scripted"};
     return names[process->user.stage];
 }

@@ -110,6 +110,9 @@ static void complete(struct process *process, const struct peer_action *action) 
         process->connected = true;
     }
     process->world->last_progress = process->world->now;
+    if (call->kind == CALL_VOTE && call->vote == VOTE_SYNC_STATE) {
+        sync_over(process, call, action->text);
+    }
     check_call_over(process, call);
     user_complete(process, call);
 }
@@ -175,6 +178,9 @@ static void perform(void *context, const struct peer_action *action) {
     case PEER_OP_FINISH:
         op_finish(process, action);
         process->reexamine = true;
+        break;
+    case PEER_SYNC_PLAN:
+        sync_plan(process, action);
         break;
     case PEER_COMPLETE:
         complete(process, action);
@@ -285,6 +291,7 @@ struct process *process_start(struct world *world, int host, uint32_t group) {
     }
     peer_init(process->peer, &options, perform, process);
     trace(world, "%s starts, group %u", process->name, (unsigned)process->group);
+    sync_init(process);
     if (!world->scripted) {
         user_init(process);
     } else {

@@ -31,6 +31,7 @@ enum {
     MAX_SIM_STREAMS = 3,
     MAX_OPEN_CALLS = 12,
     SIM_OPS = 16, /* in flight at one process */
+    SYNC_LEAVES = 4,
     TEXT_BYTES = 1024,
 };
 
@@ -156,6 +157,7 @@ enum user_stage {
     STAGE_BEGIN,
     STAGE_TOPOLOGY,
     STAGE_OPTIMIZE,
+    STAGE_SYNC,
     STAGE_OPS,
     STAGE_PENDING_AMID_OPS,
     STAGE_IDLE,
@@ -167,7 +169,7 @@ enum batch_state { SLOT_NONE, SLOT_TODO, SLOT_OPEN, SLOT_FAILED, SLOT_DONE };
 
 /* What every user does in one round: a function of the seed, the group and the round alone. */
 struct round_plan {
-    bool pending, skip_if_none, optimize, straight_to_ops, async, pending_amid_ops;
+    bool pending, skip_if_none, optimize, sync, straight_to_ops, async, pending_amid_ops;
     int ops;
     struct planned_op {
         uint64_t tag;
@@ -193,6 +195,41 @@ struct user {
 };
 
 enum wrong { WRONG_NONE, WRONG_DESCRIPTOR, WRONG_VOTE_FOR_OP, WRONG_VOTE, WRONG_SKIP_OP, WRONG_END };
+
+/* ---- shared state: sync.c ---- */
+
+/* Of one process. The leaves are its memory. */
+struct sim_sync {
+    uint64_t leaves[SYNC_LEAVES];
+    uint64_t revision;  /* of the last sync that succeeded */
+    bool receives_once; /* a newcomer */
+    uint64_t call;      /* 0: none */
+    bool serves;
+    struct digest offered;
+    struct message_sync_plan desk, plan; /* the newest, and the newest that was taken */
+    bool new_plan, fetching, touched;
+    uint64_t generation, progress_at;
+    int source;
+    uint64_t elected[SYNC_LEAVES];
+    bool has_mixture;
+    struct digest mixture;
+};
+
+struct sync_step {
+    int kind;
+    uint64_t generation, call;
+};
+
+/* An offer of a whole state, or a sync that has succeeded. */
+struct sync_record {
+    struct sync_record *next;
+    int run;
+    uint32_t group;
+    uint64_t round;
+    int attempt;
+    uint64_t revision;
+    struct digest content;
+};
 
 /* ---- processes: process.c ---- */
 
@@ -237,6 +274,7 @@ struct process {
     struct tag_count *tags; /* in this epoch */
     struct link_end *previous, *next;
     struct user user;
+    struct sim_sync sync;
     bool expect_complete; /* OP_FINISH was given: the next action must be its PEER_COMPLETE */
     struct call *finishing;
 };
@@ -325,6 +363,7 @@ enum event_kind {
     EVENT_TIMER,
     EVENT_USER,
     EVENT_PEER,
+    EVENT_SYNC,
     EVENT_MASTER_CLOSED,
     EVENT_ATTEMPT,
     EVENT_ESTABLISHED,
@@ -417,7 +456,8 @@ struct world {
     uint64_t calm_round;             /* from here on users skip no update_topology, so that all get in */
     uint64_t vote_event, vote_round; /* when update_topology ended last, and in which round */
     bool fault_ever;
-    uint64_t committed, failed, evictions;
+    uint64_t committed, failed, evictions, synchronised;
+    struct sync_record *offers, *syncs;
     struct message scratch; /* what a machine is handed */
     void *script;
 };
@@ -501,6 +541,16 @@ void user_close(struct process *process, bool reconnects);
 struct call *user_call(struct process *process, enum call_kind kind);
 void user_issue(struct process *process, struct call *call, uint64_t bound_ns);
 void user_fill(struct call *call);
+
+/* sync.c */
+void sync_init(struct process *process);
+bool sync_planned(const struct process *process, uint64_t round);
+void sync_train(struct process *process);
+void sync_call(struct process *process);
+void sync_plan(struct process *process, const struct peer_action *action);
+void sync_stepped(struct process *process, const struct sync_step *step);
+/* Before the user hears of it. */
+void sync_over(struct process *process, const struct call *call, const char *text);
 
 /* fault.c */
 void faults_plan(struct world *world);

@@ -22,6 +22,7 @@ static void plan_round(const struct process *process, uint64_t round, struct rou
     plan->skip_if_none = chance(&all, 50);
     plan->optimize = chance(&all, 10);
     plan->straight_to_ops = chance(&all, 25);
+    plan->sync = sync_planned(process, round);
     bool amid = chance(&all, 15);
     plan->async = chance(&all, 60) || amid;
     plan->ops = (int)below(&group, MAX_BATCH + 1);
@@ -172,6 +173,15 @@ static void enter(struct process *process, enum user_stage stage) {
     think(process);
 }
 
+static void enter_sync(struct process *process) {
+    if (process->user.plan.sync) {
+        sync_train(process);
+        enter(process, STAGE_SYNC);
+    } else {
+        enter(process, STAGE_OPS);
+    }
+}
+
 static void begin_batch(struct process *process) {
     struct user *user = &process->user;
     struct random_source *random = &process->world->random_user;
@@ -289,7 +299,7 @@ void user_step(struct process *process) {
             user->plan.skip_if_none = false;
         }
         if (user->plan.straight_to_ops && user->round < process->world->calm_round) {
-            enter(process, STAGE_OPS);
+            enter_sync(process);
             break;
         }
         if (user->plan.pending) {
@@ -307,6 +317,9 @@ void user_step(struct process *process) {
         break;
     case STAGE_OPTIMIZE:
         vote(process, VOTE_OPTIMIZE_TOPOLOGY, false, false);
+        break;
+    case STAGE_SYNC:
+        sync_call(process);
         break;
     case STAGE_OPS:
         if (batch_step(process)) {
@@ -340,12 +353,17 @@ void user_go_on(struct process *process) {
 /* The newcomer takes over the round of those who let it in. */
 static void joined(struct process *process) {
     process->user.round = process->user.admitted_round;
+    process->sync.receives_once = true;
     plan_round(process, process->user.round, &process->user.plan);
-    enter(process, process->user.plan.optimize ? STAGE_OPTIMIZE : STAGE_OPS);
+    process->user.plan.optimize ? enter(process, STAGE_OPTIMIZE) : enter_sync(process);
 }
 
 static void vote_over(struct process *process, struct call *call) {
     struct user *user = &process->user;
+    if (call->vote == VOTE_SYNC_STATE && call->status == pcclTooFewPeers) {
+        enter(process, STAGE_OPS); /* alone */
+        return;
+    }
     if (user->stage == STAGE_OPS) { /* amid ops, or wrong in place of an op */
         think(process);
         return;
@@ -366,13 +384,19 @@ static void vote_over(struct process *process, struct call *call) {
     }
     if (user->stage == STAGE_BEGIN) {
         bool skip = call->value == 0 && user->plan.skip_if_none;
-        enter(process, !skip ? STAGE_TOPOLOGY : user->plan.optimize ? STAGE_OPTIMIZE : STAGE_OPS);
+        if (!skip) {
+            enter(process, STAGE_TOPOLOGY);
+        } else {
+            user->plan.optimize ? enter(process, STAGE_OPTIMIZE) : enter_sync(process);
+        }
     } else if (user->stage == STAGE_TOPOLOGY) {
         if (process->world->wrong_users && user->admitted_round > user->round) {
             user->round = user->admitted_round;
             plan_round(process, user->round, &user->plan);
         }
-        enter(process, user->plan.optimize ? STAGE_OPTIMIZE : STAGE_OPS);
+        user->plan.optimize ? enter(process, STAGE_OPTIMIZE) : enter_sync(process);
+    } else if (user->stage == STAGE_OPTIMIZE) {
+        enter_sync(process);
     } else {
         enter(process, STAGE_OPS);
     }
@@ -431,7 +455,7 @@ void user_complete(struct process *process, struct call *call) {
     }
     if (must_join_anew(call->status)) {
         start_anew(process, 0);
-    } else if (call->status == pcclInvalidUsage) {
+    } else if (call->status == pcclInvalidUsage && call->vote != VOTE_SYNC_STATE) {
         violate(process->world, 4, "%s: a call that fits ends with InvalidUsage", process->name);
     } else if (user->stage == STAGE_CONNECT) {
         return; /* a straggler of the life before */

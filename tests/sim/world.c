@@ -168,6 +168,9 @@ static void handle(struct world *world, const struct event *event) {
     case EVENT_PEER:
         process_posted(process, event->pointer);
         break;
+    case EVENT_SYNC:
+        sync_stepped(process, event->pointer);
+        break;
     case EVENT_MASTER_CLOSED:
         master_closed(process, event->pointer, "closed");
         break;

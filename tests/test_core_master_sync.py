@@ -1,0 +1,278 @@
+"""csrc/core/master_sync.c, step by step: what the master sends when offers, reports and losses come in an
+order that real time hardly ever brings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from native import load
+
+ffi, lib = load(
+    "ccoip.h",
+    "ccoip_inet.h",
+    "pccl.h",
+    "base/limits.h",
+    "base/id.h",
+    "base/address.h",
+    "wire/message.h",
+    "core/master.h",
+)
+
+SUCCESS, MISMATCH, NO_STATE = lib.pcclSuccess, lib.pcclMismatch, lib.pcclNoSharedStateAvailable
+POPULAR = lib.PCCL_SHARED_STATE_SYNC_STRATEGY_ENFORCE_POPULAR
+RECEIVE = lib.PCCL_SHARED_STATE_SYNC_STRATEGY_RECEIVE_ONLY
+SEND = lib.PCCL_SHARED_STATE_SYNC_STRATEGY_SEND_ONLY
+TOUCHED, FETCHED, FAILED = lib.SYNC_TOUCHED, lib.SYNC_FETCHED, lib.SYNC_FAILED
+
+
+class Master:
+    """With members 1 … count; `plans` and `results` hold what was sent to each, the newest last."""
+
+    def __init__(self, count: int) -> None:
+        self._memory = ffi.new("char[]", lib.master_bytes())
+        self._master = ffi.cast("struct master *", self._memory)
+        self._now = 10**9
+        self.plans: dict[int, list[Any]] = {peer: [] for peer in range(1, count + 1)}
+        self.results: dict[int, list[tuple[int, int, str]]] = {peer: [] for peer in range(1, count + 1)}
+        self.ids: dict[int, bytes] = {}
+        self._todo: list[tuple[int, int]] = []
+        self._perform = ffi.callback("void(void *, const struct master_action *)", self._on_action)
+        lib.master_init(
+            self._master, ffi.new("struct master_options *", {"seed": 7}), self._perform, ffi.NULL
+        )
+        for peer in range(1, count + 1):
+            self.hello(peer)
+        self.vote(1)
+        self._get_ready()
+        assert sorted(self.ids) == list(range(1, count + 1))
+
+    def _on_action(self, context: Any, action: Any) -> None:
+        if action.kind != lib.MASTER_SEND:
+            return
+        message, peer = action.message, int(action.connection)
+        if message.type == lib.MESSAGE_WELCOME:
+            self.ids[peer] = bytes(getattr(message, "as").welcome.peer.bytes)
+        elif message.type == lib.MESSAGE_PROPOSE:
+            self._todo.append((peer, getattr(message, "as").propose.epoch))
+        elif message.type == lib.MESSAGE_SYNC_PLAN:
+            plan = getattr(message, "as").sync_plan
+            sources = [bytes(plan.sources[i].id.bytes) for i in range(plan.source_count)]
+            self.plans[peer].append(
+                {
+                    "sync": plan.sync,
+                    "role": "hold" if plan.role == lib.SYNC_HOLD else "fetch",
+                    "content": plan.content.bytes[0],
+                    "key": bytes(plan.key.bytes),
+                    "sources": sorted(p for p, one in self.ids.items() if one in sources),
+                }
+            )
+        elif message.type == lib.MESSAGE_VOTE_RESULT:
+            result = getattr(message, "as").vote_result
+            if result.kind == lib.VOTE_SYNC_STATE:
+                self.results[peer].append((result.status, result.value, ffi.string(result.reason).decode()))
+
+    def _step(self, peer: int, message: Any) -> None:
+        self._now += 1000
+        event = ffi.new("struct master_event *")
+        event.kind, event.now_ns, event.connection, event.message = (
+            lib.MASTER_MESSAGE,
+            self._now,
+            peer,
+            message,
+        )
+        lib.master_step(self._master, event)
+
+    def _message(self, kind: int) -> tuple[Any, Any]:
+        message = ffi.new("struct message *")
+        message.type = kind
+        return message, getattr(message, "as")
+
+    def hello(self, peer: int) -> None:
+        message, body = self._message(lib.MESSAGE_HELLO)
+        body.hello.version = body.hello.oldest_version = lib.PROTOCOL_VERSION
+        body.hello.streams, body.hello.timeout_ms = 1, 10_000
+        self._step(peer, message)
+        self._get_ready()
+
+    def vote(self, peer: int) -> None:
+        message, body = self._message(lib.MESSAGE_VOTE)
+        body.vote.kind = lib.VOTE_UPDATE_TOPOLOGY
+        self._step(peer, message)
+
+    def _get_ready(self) -> None:
+        while self._todo:
+            peer, epoch = self._todo.pop(0)
+            message, body = self._message(lib.MESSAGE_READY)
+            body.ready.epoch = epoch
+            self._step(peer, message)
+
+    def offer(self, peer: int, content: int, revision: int = 1, strategy: int = POPULAR) -> None:
+        message, body = self._message(lib.MESSAGE_SYNC_OFFER)
+        body.sync_offer.revision, body.sync_offer.strategy = revision, strategy
+        body.sync_offer.content.bytes[0] = content
+        self._step(peer, message)
+
+    def report(self, peer: int, progress: int, sync: int | None = None, status: int = 0) -> None:
+        message, body = self._message(lib.MESSAGE_SYNC_REPORT)
+        body.sync_report.sync = self.plans[peer][-1]["sync"] if sync is None else sync
+        body.sync_report.progress, body.sync_report.status = progress, status
+        body.sync_report.reason = b"it can't"
+        self._step(peer, message)
+
+    def lose(self, peer: int) -> None:
+        event = ffi.new("struct master_event *")
+        event.kind, event.now_ns, event.connection = lib.MASTER_CLOSED, self._now, peer
+        reason = ffi.new("char[]", b"reset")
+        event.reason = reason
+        lib.master_step(self._master, event)
+        self._get_ready()
+
+    def statuses(self, *peers: int) -> list[int | None]:
+        return [self.results[peer][-1][0] if self.results[peer] else None for peer in peers]
+
+
+def offered(contents: Sequence[int], revisions: Sequence[int] | None = None) -> Master:
+    master = Master(len(contents))
+    for peer, content in enumerate(contents, 1):
+        master.offer(peer, content, 1 if revisions is None else revisions[peer - 1])
+    return master
+
+
+@pytest.fixture
+def one_holder() -> Master:
+    """Peer 1 holds revision 9, peers 2 and 3 are to fetch it."""
+    master = offered([5, 6, 7], [9, 8, 7])
+    assert [master.plans[peer][-1]["role"] for peer in (1, 2, 3)] == ["hold", "fetch", "fetch"]
+    assert master.plans[2][-1]["sources"] == [1]
+    return master
+
+
+def test_equal_offers_need_no_plan() -> None:
+    master = offered([5, 5, 5])
+    assert master.statuses(1, 2, 3) == [SUCCESS] * 3
+    assert not any(master.plans.values())
+
+
+def test_all_hear_of_success_when_the_last_has_it(one_holder: Master) -> None:
+    one_holder.report(2, TOUCHED)
+    one_holder.report(2, FETCHED)
+    assert one_holder.statuses(1, 2, 3) == [None] * 3
+    one_holder.report(3, FETCHED)
+    assert [one_holder.results[peer] for peer in (1, 2, 3)] == [[(SUCCESS, 9, "")]] * 3
+
+
+def test_who_has_fetched_becomes_a_source_when_the_holder_is_lost(one_holder: Master) -> None:
+    one_holder.report(2, FETCHED)
+    one_holder.lose(1)
+    assert one_holder.plans[2][-1]["role"] == "hold"
+    assert one_holder.plans[3][-1]["sources"] == [2]
+    assert one_holder.plans[3][-1]["sync"] == one_holder.plans[3][0]["sync"]
+    assert one_holder.plans[3][-1]["key"] == one_holder.plans[2][-1]["key"]
+    one_holder.report(3, FETCHED)
+    assert one_holder.statuses(2, 3) == [SUCCESS] * 2
+
+
+def test_a_peer_elected_anew_is_asked_whether_it_is_still_whole(one_holder: Master) -> None:
+    one_holder.lose(1)
+    assert one_holder.plans[2][-1] | {"key": b""} == {
+        "sync": one_holder.plans[3][-1]["sync"],
+        "role": "hold",
+        "content": 6,
+        "key": b"",
+        "sources": [],
+    }
+    one_holder.report(3, FETCHED)
+    assert one_holder.statuses(2, 3) == [None] * 2, "peer 2 has not said that it holds it"
+    one_holder.report(2, FETCHED)
+    assert one_holder.statuses(2, 3) == [SUCCESS] * 2
+
+
+def test_a_peer_alone_is_not_taken_at_its_offer_either(one_holder: Master) -> None:
+    one_holder.lose(3)
+    one_holder.lose(1)
+    assert one_holder.statuses(2) == [None]
+    one_holder.report(2, TOUCHED)
+    assert one_holder.statuses(2) == [NO_STATE]
+
+
+def test_word_of_a_change_that_comes_too_late_counts_when_asked(one_holder: Master) -> None:
+    first = one_holder.plans[2][-1]["sync"]
+    one_holder.lose(1)
+    one_holder.report(2, TOUCHED, sync=first)  # was on its way when peer 2 was elected
+    assert one_holder.plans[2][-1]["role"] == "hold"
+    one_holder.report(2, TOUCHED)
+    assert one_holder.plans[3][-1]["role"] == "hold"
+    assert one_holder.plans[2][-1]["role"] == "fetch"
+    assert one_holder.plans[2][-1]["sources"] == [3]
+    one_holder.report(3, FETCHED)
+    one_holder.report(2, FETCHED)
+    assert one_holder.statuses(2, 3) == [SUCCESS] * 2
+    assert one_holder.results[2][-1][1] == 7
+
+
+def test_word_of_success_for_an_older_plan_does_not_count(one_holder: Master) -> None:
+    first = one_holder.plans[2][-1]["sync"]
+    one_holder.lose(1)
+    one_holder.report(3, FETCHED, sync=first)
+    one_holder.report(2, FETCHED, sync=first)
+    assert one_holder.statuses(2, 3) == [None] * 2
+
+
+def test_nobody_is_whole_any_more(one_holder: Master) -> None:
+    one_holder.report(2, TOUCHED)
+    one_holder.report(3, TOUCHED)
+    one_holder.lose(1)
+    assert one_holder.statuses(2, 3) == [NO_STATE] * 2
+    assert "hold a part of it" in one_holder.results[2][-1][2]
+
+
+def test_a_failure_is_one_of_all(one_holder: Master) -> None:
+    one_holder.report(3, FAILED, status=MISMATCH)
+    assert [one_holder.results[peer] for peer in (1, 2, 3)] == [[(MISMATCH, 0, "it can't")]] * 3
+
+
+def test_a_failure_that_calls_itself_success_is_none(one_holder: Master) -> None:
+    one_holder.report(3, FAILED, status=SUCCESS)
+    assert one_holder.statuses(1, 2, 3) == [lib.pcclInternalError] * 3
+
+
+def test_a_holder_that_says_it_is_changed_is_none_any_more() -> None:
+    master = offered([5, 5, 6])
+    assert master.plans[3][-1]["sources"] == [1, 2]
+    master.report(1, TOUCHED)
+    assert master.plans[3][-1]["sources"] == [2]
+    assert master.plans[1][-1]["role"] == "fetch"
+    master.report(3, FETCHED)
+    assert master.statuses(1, 2, 3) == [None] * 3
+    master.report(1, FETCHED)
+    assert master.statuses(1, 2, 3) == [SUCCESS] * 3
+
+
+def test_the_revision_of_a_failed_sync_is_used_again(one_holder: Master) -> None:
+    one_holder.report(3, FAILED, status=MISMATCH)
+    for peer in (1, 2, 3):
+        one_holder.offer(peer, 5, revision=9)
+    assert one_holder.statuses(1, 2, 3) == [SUCCESS] * 3
+    for peer in (1, 2, 3):
+        one_holder.offer(peer, 5, revision=9)
+    assert one_holder.statuses(1, 2, 3) == [lib.pcclInvalidUsage] * 3
+    assert "expected 10" in one_holder.results[1][-1][2]
+
+
+def test_many_fetchers_begin_at_different_sources() -> None:
+    master = Master(14)
+    for peer in range(1, 15):
+        master.offer(peer, 5 if peer <= 12 else 6)
+    sources = [tuple(master.plans[peer][-1]["sources"]) for peer in (13, 14)]
+    assert all(len(one) == lib.MAX_SYNC_SOURCES for one in sources)
+    assert sources[0] != sources[1]
+
+
+def test_only_those_who_send_are_sources() -> None:
+    master = Master(4)
+    for peer, strategy, content in ((1, POPULAR, 5), (2, RECEIVE, 5), (3, POPULAR, 6), (4, SEND, 5)):
+        master.offer(peer, content, strategy=strategy)
+    assert master.plans[2] == []
+    assert master.plans[3][-1]["sources"] == [1, 4]
