@@ -28,7 +28,8 @@ int inspect_master_leftovers(const struct master *master, char *text, size_t byt
     for (int i = 0; i < MAX_PEERS; i++) {
         const struct group *group = &master->groups[i];
         groups += group->used && !has_peers[i];
-        chained += group->used && (group->first_op != NO_MASTER_OP || group->failed_count > 0 || group->sync.open);
+        chained +=
+            group->used && (group->first_op != NO_MASTER_OP || group->failed_count > 0 || group->sync.open);
     }
     for (int i = 0; i < MASTER_OP_BUCKETS; i++) {
         ops += master->buckets[i] != NO_MASTER_OP;

@@ -6,10 +6,9 @@
 #include "tests/sim/sim.h"
 
 static const char *stage_name(const struct process *process) {
-    static const char *const names[] = {"connect",  "begin", "update_topology",
-                                        "optimize", "sync",  "ops",
-                                        "pending amid ops",
-                                        "idle",     "done",  "scripted"};
+    static const char *const names[] = {"connect", "begin",   "update_topology",  "optimize",
+                                        "sync",    "ops",     "pending amid ops", "idle",
+                                        "done",    "scripted"};
     return names[process->user.stage];
 }
 
