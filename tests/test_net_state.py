@@ -322,9 +322,20 @@ def honest(table: Table) -> Answer:
     return answer
 
 
+_fetchers: list[Fetcher] = []
+
+
+@pytest.fixture(autouse=True)
+def _close_fetchers() -> Iterator[None]:
+    yield
+    while _fetchers:
+        _fetchers.pop().close()
+
+
 class Fetcher:
     def __init__(self, table: Table, elected: Table, *answers: Answer, timeout_ms: int = 2000) -> None:
         self.table = table
+        _fetchers.append(self)
         self.poller, self.native = ffi.new("struct poller *"), ffi.new("struct state_fetcher *")
         assert lib.poller_open(self.poller) == 0
         lib.state_fetcher_init(self.native, self.poller, table.native, 4, timeout_ms * MS)
@@ -411,7 +422,6 @@ def test_fetches_what_differs_from_all_sources(tables: tuple[Table, Table], sour
     assert sorted(leaves) == [0, 1, 2, 3, 4, 5, 6, 8]
     assert fetcher.native.rx_bytes == sum(SIZES) - LEAF
     assert sum(source.connections > 0 for source in fetcher.sources) == min(sources, 4)
-    fetcher.close()
 
 
 def test_has_it_already(tables: tuple[Table, Table]) -> None:
@@ -419,7 +429,6 @@ def test_has_it_already(tables: tuple[Table, Table]) -> None:
     fetcher = Fetcher(mine, mine, honest(mine))
     assert fetcher.run() == lib.FETCH_DONE
     assert fetcher.sources[0].connections == 0
-    fetcher.close()
 
 
 def broken(good: Answer, how: Callable[[int, int, int, bytes], bytes | None]) -> Answer:
@@ -458,7 +467,6 @@ def test_a_bad_source_is_made_up_for_by_a_good_one(tables: tuple[Table, Table], 
     good = honest(elected)
     fetcher = Fetcher(mine, elected, broken(good, FAULTS[fault]), good, timeout_ms=300)
     fetcher.expect_done(elected)
-    fetcher.close()
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -474,14 +482,12 @@ def test_a_bad_source_alone_is_a_failure_with_a_sentence(tables: tuple[Table, Ta
     if fault == "wrong bytes":
         assert "has changed since it was offered" in fetcher.reason
         assert fetcher.native.status == lib.pcclInvalidUsage
-    fetcher.close()
 
 
 def test_a_source_that_says_nothing_is_left_after_the_timeout(tables: tuple[Table, Table]) -> None:
     mine, elected = tables
     fetcher = Fetcher(mine, elected, lambda *_: b"", honest(elected), timeout_ms=200)
     fetcher.expect_done(elected)
-    fetcher.close()
 
 
 def test_nobody_listens(tables: tuple[Table, Table]) -> None:
@@ -492,7 +498,6 @@ def test_nobody_listens(tables: tuple[Table, Table]) -> None:
     assert fetcher.run() == lib.FETCH_FAILED
     assert fetcher.native.status == lib.pcclRankConnectionLost
     assert "refused" in fetcher.reason
-    fetcher.close()
     closed[0].close()
 
 
@@ -506,7 +511,6 @@ def test_new_sources_in_the_middle(tables: tuple[Table, Table]) -> None:
     assert fetcher.native.stage == lib.FETCH_LEAVES
     fetcher.set_sources(fetcher.sources[1:])
     fetcher.expect_done(elected)
-    fetcher.close()
 
 
 def test_another_state_is_elected_in_the_middle(tables: tuple[Table, Table]) -> None:
@@ -522,22 +526,27 @@ def test_another_state_is_elected_in_the_middle(tables: tuple[Table, Table]) -> 
     fetcher.plan.content = lib.state_table_content(other.native, other.native.hashes)
     fetcher.set_sources(fetcher.sources[1:])
     fetcher.expect_done(other)
-    fetcher.close()
     other.close()
 
 
 def test_stopping_in_the_middle_of_a_leaf_leaves_the_table_true(tables: tuple[Table, Table]) -> None:
     mine, elected = tables
-    half = broken(
-        honest(elected), lambda s, f, c, reply: reply[: LEAF // 2] if s == lib.STATE_LEAVES else reply
-    )
+    answered: list[int] = []
+
+    def answer_half(subject: int, first: int, count: int, reply: bytes) -> bytes:
+        if subject == lib.STATE_HASHES:
+            return reply
+        answered.append(first)
+        return reply[: LEAF // 2] if len(answered) == 1 else b""  # of one leaf alone
+
+    half = broken(honest(elected), answer_half)
     fetcher = Fetcher(mine, elected, half, timeout_ms=60_000)
     for _ in range(300):
         fetcher.turn()
     assert fetcher.native.stage == lib.FETCH_LEAVES
+    assert fetcher.native.rx_bytes == LEAF // 2 - lib.STATE_HEADER_BYTES
     lib.state_fetcher_stop(fetcher.native)
     fetcher.expect_truth()
-    fetcher.close()
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -563,7 +572,6 @@ def test_random_damage_never_ends_in_wrong_memory(tables: tuple[Table, Table], s
     if fetcher.run() == lib.FETCH_DONE:
         assert mine.leaves() == elected.leaves()
     fetcher.expect_truth()
-    fetcher.close()
 
 
 # --- keys that differ ------------------------------------------------------------------------------------
@@ -582,7 +590,6 @@ def test_a_broken_list_of_tensors_is_not_believed(tables: tuple[Table, Table]) -
     fetcher = Fetcher(mine, other, answer, timeout_ms=100)
     assert fetcher.run() == lib.FETCH_FAILED
     assert fetcher.native.status == lib.pcclRankConnectionLost
-    fetcher.close()
     other.close()
 
 
@@ -596,5 +603,4 @@ def test_an_endless_list_of_tensors_is_read_as_far_as_it_is_of_use(tables: tuple
     assert fetcher.run() == lib.FETCH_FAILED
     assert fetcher.native.status == lib.pcclMismatch
     assert '"k00000" is missing' in fetcher.reason
-    fetcher.close()
     other.close()
