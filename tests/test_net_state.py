@@ -325,13 +325,6 @@ def honest(table: Table) -> Answer:
 _fetchers: list[Fetcher] = []
 
 
-@pytest.fixture(autouse=True)
-def _close_fetchers() -> Iterator[None]:
-    yield
-    while _fetchers:
-        _fetchers.pop().close()
-
-
 class Fetcher:
     def __init__(self, table: Table, elected: Table, *answers: Answer, timeout_ms: int = 2000) -> None:
         self.table = table
@@ -403,6 +396,8 @@ def tables() -> Iterator[tuple[Table, Table]]:
     elected.arrays[2][:] = mine.arrays[2]  # one leaf is right already
     lib.state_table_hash_leaf(elected.native, 7, ffi.new("size_t *"), ffi.addressof(elected.native.hashes, 7))
     yield mine, elected
+    while _fetchers:
+        _fetchers.pop().close()
     mine.close()
     elected.close()
 
