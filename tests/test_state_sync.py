@@ -496,11 +496,11 @@ def test_a_gigabyte_to_a_newcomer_in_little_memory(cluster):
     state = tensor(fill=1, count=1 << 30, dtype="uint8")
     expect_ok(cluster.collect([peers[0].tell("state", tensors=[state], revision=1)], 120))
     expect_ok(cluster.collect([peers[1].tell("state", tensors=[state | {"fill": 2}], revision=0)], 120))
-    before = [cluster.ask(peer, "memory")["peak"] for peer in peers]
+    before = [cluster.ask(peer, "peak_memory")["peak"] for peer in peers]
     answers = cluster.collect([peer.tell("sync") for peer in peers], 300)
     expect_ok(answers)
     assert answers[0]["digest"] == answers[1]["digest"]
-    after = [cluster.ask(peer, "memory")["peak"] for peer in peers]
+    after = [cluster.ask(peer, "peak_memory")["peak"] for peer in peers]
     assert all(late - early < 64 << 20 for early, late in zip(before, after, strict=True)), (before, after)
 
 

@@ -87,7 +87,7 @@ class StateCommands:
         self._arrays = {"w": np.frombuffer(mmap.mmap(-1, command["size"], flags=flags), np.uint8)}
         self._state = pccl.SharedState(self._arrays)
 
-    def do_memory(self, command: Command) -> Answer:
+    def do_peak_memory(self, command: Command) -> Answer:
         return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
     def do_flip(self, command: Command) -> None:
