@@ -69,7 +69,7 @@ struct group {
     uint64_t sync_number;   /* of the plan under way; 0: none, still waiting for offers */
     struct id sync_key;
     struct message_sync_offer elected;
-    bool has_revision; /* a sync has succeeded in this group, and set `revision` */
+    bool has_revision; /* a sync has set `revision`, and the group was never a single peer since */
     uint64_t revision;
 };
 

@@ -87,7 +87,9 @@ static void succeed(struct master *master, int index) {
          slot = next_with(master, index, SYNC_PART_DISAGREES, slot + 1)) {
         slot_set_add(&odd, slot);
     }
-    group->has_revision = true;
+    struct slot_set members;
+    members_of(master, index, &members);
+    group->has_revision = slot_set_count(&members) > 1;
     group->revision = group->elected.revision;
     close_sync(master, index);
     for (int slot = 0; slot < MAX_PEERS; slot++) {
@@ -319,6 +321,12 @@ void master_sync_withdraw(struct master *master, int slot) {
     enum sync_part part = (enum sync_part)master->slots[slot].sync_part;
     master->slots[slot].sync_part = SYNC_PART_NONE;
     master_vote_withdraw_from(master, &group->sync, slot);
+    struct slot_set members;
+    members_of(master, index, &members);
+    if (slot_set_count(&members) < 2) {
+        group->has_revision =
+            false; /* the last one may go on by itself, and nobody else knows how far it was */
+    }
     if (!group->sync.open) {
         group->sync_number = 0;
         return;
