@@ -295,11 +295,12 @@ PCCL_EXPORT pcclResult_t pcclAllReduceMultipleWithRetry(const pcclReduceOpDescri
  * are matched by name; names, datatypes and counts have to be equal (pcclMismatch), and no two may share
  * memory. The state of the newest revision wins, then the one that most peers hold; only what differs
  * is copied, from all who hold it. The revision rises by one from sync to sync; the first one sets it,
- * and the first one after a peer was alone. Tensors must not be written meanwhile. After pcclSuccess `state->revision` is the elected one, and all
- * hold the same bits. After a failure the last error says whether memory was changed; call again.
- * Strategies: ENFORCE_POPULAR takes part in all; RECEIVE_ONLY is never elected and never sends (if all do
- * so: pcclNoSharedStateAvailable); SEND_ONLY is never overwritten, and elected before others; one that
- * differs from the elected state fails with pcclMismatch, alone. Alone in the group: pcclTooFewPeers. */
+ * and the first one after a peer was alone. Tensors must not be written meanwhile. After pcclSuccess
+ * `state->revision` is the elected one, and all hold the same bits. After a failure the last error says
+ * whether memory was changed; call again. Strategies: ENFORCE_POPULAR takes part in all; RECEIVE_ONLY is
+ * never elected and never sends (if all do so: pcclNoSharedStateAvailable); SEND_ONLY is never overwritten,
+ * and elected before others; one that differs from the elected state fails with pcclMismatch, alone. Alone in
+ * the group: pcclTooFewPeers. */
 PCCL_EXPORT pcclResult_t pcclSynchronizeSharedState(const pcclComm_t *comm, pcclSharedState_t *state,
                                                     pcclSharedStateSyncStrategy_t strategy,
                                                     pcclSharedStateSyncInfo_t *PCCL_NULLABLE info_out);
