@@ -70,6 +70,7 @@ static void fill_call(struct call *call, const void *sendbuf, void *recvbuf,
     call->input = sendbuf;
     call->output = recvbuf;
     call->bytes = buffer_bytes(descriptor);
+    call->work_bytes = sendbuf == recvbuf ? call->bytes : 0;
     call->descriptor = (struct op_descriptor){.kind = OP_ALL_REDUCE,
                                               .datatype = (uint8_t)descriptor->src_descriptor.datatype,
                                               .reduce_op = (uint8_t)descriptor->op,

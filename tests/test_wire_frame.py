@@ -56,7 +56,7 @@ PLAIN = {
     "quant_datatype": 0,
     "quant_algorithm": 0,
     "algorithm": 0,
-    "root": 0,
+    "root_or_world": 0,
     "count": 77,
 }
 DATA = dict(zip(NUMBERS, (lib.FRAME_DATA, 0, 3, 5, 1000, 0, 8, 42, 9, 6), strict=True)) | {
@@ -146,7 +146,7 @@ def test_arbitrary_bytes_with_a_good_crc_give_a_frame_within_limits_or_none(data
         {"descriptor": {**PLAIN, "kind": 0}},
         {"descriptor": {**PLAIN, "kind": lib.OP_KIND_END}},
         {"descriptor": {**PLAIN, "datatype": 12}},
-        {"descriptor": {**PLAIN, "root": lib.MAX_PEERS}},
+        {"descriptor": {**PLAIN, "root_or_world": lib.MAX_PEERS + 1}},
     ],
     ids=str,
 )

@@ -62,7 +62,7 @@ descriptors = st.fixed_dictionaries(
         "quant_datatype": up_to(11),
         "quant_algorithm": up_to(2),
         "algorithm": up_to(lib.OP_ALGORITHM_END - 1),
-        "root": up_to(lib.MAX_PEERS - 1),
+        "root_or_world": up_to(lib.MAX_PEERS),
         "count": u64,
     }
 )
@@ -96,8 +96,10 @@ def proposals(draw: st.DrawFn) -> dict[str, Any]:
                 "has_guilty_tag": st.booleans(),
                 "guilty_tag": u64,
                 "reason": reasons,
+                "tree_bytes": u32,
                 "rank": rank,
                 "links": st.lists(links, max_size=lib.MAX_LINKS),
+                "places": st.lists(rank, min_size=len(member_list), max_size=len(member_list)),
                 "members": st.just(member_list),
             }
         )
@@ -197,7 +199,7 @@ _DESCRIPTOR = {
     "quant_datatype": 0,
     "quant_algorithm": 0,
     "algorithm": 0,
-    "root": 0,
+    "root_or_world": 0,
     "count": 1000,
 }
 _MEMBERS = [{"id": _ID, "address": _V4, "name": b"ada"}, {"id": _ID[::-1], "address": _V6, "name": b""}]
@@ -209,8 +211,10 @@ _PROPOSE = {
     "has_guilty_tag": True,
     "guilty_tag": 3,
     "reason": b"peer 2 is gone",
+    "tree_bytes": 131072,
     "rank": 0,
     "links": [_LINK, {**_LINK, "opener": False}],
+    "places": [1, 0],
     "members": _MEMBERS,
 }
 _WAITING = {"epoch": 7, "tag": 3, "waited_ms": 31000, "total": 3, "peers": [_ID]}
@@ -285,7 +289,7 @@ _DESCRIPTOR_ORDER = (
     "quant_datatype",
     "quant_algorithm",
     "algorithm",
-    "root",
+    "root_or_world",
     "count",
 )
 
@@ -311,12 +315,15 @@ def _propose(f: dict[str, Any]) -> bytes:
         "<QBHBQ", *(f[key] for key in ("epoch", "fate", "status", "has_guilty_tag", "guilty_tag"))
     )
     world = f.get("world", len(f["members"]))
-    counts = struct.pack("<HHH", f["rank"], world, f.get("link_count", len(f["links"])))
+    counts = struct.pack("<IHHH", f["tree_bytes"], f["rank"], world, f.get("link_count", len(f["links"])))
     links = [
         struct.pack("<HHB", link["rank"], link["streams"], link["opener"]) + link["key"]
         for link in f["links"]
     ]
-    peers = [member["id"] + _address(member["address"]) + _text(member["name"]) for member in f["members"]]
+    peers = [
+        member["id"] + _address(member["address"]) + _text(member["name"]) + struct.pack("<H", place)
+        for member, place in zip(f["members"], f["places"], strict=True)
+    ]
     return numbers + _text(f["reason"]) + counts + b"".join(links + peers)
 
 
@@ -401,6 +408,7 @@ _BODILESS = {"HEARTBEAT", "GOODBYE", "FAREWELL"}
 _COUNTS = {
     "links": "link_count",
     "members": "world",
+    "places": "world",
     "failed_tags": "failed_count",
     "peers": "named",
     "sources": "source_count",

@@ -47,46 +47,29 @@ static int position(const struct group *group, int slot) {
     return -1;
 }
 
-/* The key of the link between two members of a plan, or NULL when it has none. */
-static struct id *find_key(struct group *group, int a, int b) {
-    int at = position(group, a);
-    if (at < 0 || group->size < 2) {
-        return NULL;
-    }
-    int next = (at + 1) % group->size, previous = (at + group->size - 1) % group->size;
-    if (group->ring[next] == b) {
-        return &group->keys[at];
-    }
-    return group->ring[previous] == b ? &group->keys[previous] : NULL;
-}
-
-/* At the end of the ring; its links have no keys yet. */
+/* At the end of the ring, and in the last place of the tree. */
 void master_epoch_append(struct master *master, int slot) {
     struct group *group = &master->groups[master->slots[slot].group];
-    if (group->size > 0) {
-        group->keys[group->size - 1] = (struct id){{0}};
-    }
-    group->keys[group->size] = (struct id){{0}};
-    group->ring[group->size++] = (int16_t)slot;
+    group->ring[group->size] = (int16_t)slot;
+    group->tree[group->size] = (int16_t)slot;
+    group->size++;
+    master->slots[slot].link_count = 0;
 }
 
-/* Removes the slot; the new pair of neighbours has no key yet. */
+/* In the tree the last one takes over its place: all others keep theirs, and with them their links. */
 void master_epoch_remove(struct master *master, int slot) {
     struct group *group = &master->groups[master->slots[slot].group];
     int at = position(group, slot);
     if (at < 0) {
         return;
     }
-    int previous = (at + group->size - 1) % group->size;
-    group->keys[previous] = (struct id){{0}};
     size_t behind = (size_t)(group->size - at - 1);
     memmove(&group->ring[at], &group->ring[at + 1], behind * sizeof group->ring[0]);
-    memmove(&group->keys[at], &group->keys[at + 1], behind * sizeof group->keys[0]);
     group->size--;
-    if (group->size == 2) {
-        /* Two neighbours on both sides: one link, whichever key there is. */
-        struct id key = id_is_zero(&group->keys[0]) ? group->keys[1] : group->keys[0];
-        group->keys[0] = group->keys[1] = key;
+    for (int i = 0; i < group->size; i++) {
+        if (group->tree[i] == slot) {
+            group->tree[i] = group->tree[group->size];
+        }
     }
 }
 
@@ -123,11 +106,9 @@ static void forgive_pairs(struct master *master, struct group *group) {
                group->number);
 }
 
-/* Orders the ring and gives each of its links the key that it had, or a new one. */
+/* Orders the ring, without those that no ring can include. */
 static void plan_ring(struct master *master, int index, const char *why) {
     struct group *group = &master->groups[index];
-    struct group *before = &master->scratch;
-    *before = *group;
     if (!master_ring_order(master, group->ring, group->size)) {
         forgive_pairs(master, group);
     }
@@ -141,38 +122,18 @@ static void plan_ring(struct master *master, int index, const char *why) {
                  room, why);
         master_join_expel(master, slot, newcomer ? pcclRankConnectionFailed : pcclEvicted, reason);
     }
-    for (int i = 0; i < group->size; i++) {
-        int a = group->ring[i], b = group->ring[(i + 1) % group->size];
-        const struct id *key = find_key(before, a, b);
-        group->keys[i] = key != NULL && !id_is_zero(key) ? *key : random_id(&master->random);
-    }
-    if (group->size == 2) {
-        group->keys[1] = group->keys[0];
-    }
 }
 
-static void add_link(const struct master *master, const struct group *group, int rank, int other,
-                     bool before_in_ring, struct message_propose *propose) {
-    int a = group->ring[rank], b = group->ring[other];
-    uint16_t streams = master->slots[a].streams < master->slots[b].streams ? master->slots[a].streams
-                                                                           : master->slots[b].streams;
-    propose->links[propose->link_count++] =
-        (struct link_plan){.rank = (uint16_t)other,
-                           .streams = streams,
-                           .opener = before_in_ring != slot_set_has(&master->flipped[a], b),
-                           .key = group->keys[before_in_ring ? rank : other]};
-}
-
-static void propose_to(struct master *master, const struct group *group, int rank) {
+static void propose_to(struct master *master, const struct group *group, int rank,
+                       const uint16_t ranks[MAX_PEERS]) {
+    const struct slot *peer = &master->slots[group->ring[rank]];
     struct message_propose *propose = &master->message.as.propose;
     propose->rank = (uint16_t)rank;
-    propose->link_count = 0;
-    int next = (rank + 1) % group->size, previous = (rank + group->size - 1) % group->size;
-    if (group->size == 2) {
-        add_link(master, group, rank, next, rank == 0, propose);
-    } else if (group->size > 2) {
-        add_link(master, group, rank, next, true, propose);
-        add_link(master, group, rank, previous, false, propose);
+    propose->link_count = peer->link_count;
+    for (int i = 0; i < peer->link_count; i++) {
+        const struct master_link *link = &peer->links[i];
+        propose->links[i] = (struct link_plan){
+            .rank = ranks[link->other], .streams = link->streams, .opener = link->opener, .key = link->key};
     }
     master_send(master, group->ring[rank], &master->message);
 }
@@ -189,7 +150,13 @@ static void propose_to_all(struct master *master, const struct group *group, enu
     propose->guilty_tag = ending->guilty_tag;
     memcpy(propose->reason, ending->reason, sizeof propose->reason);
     propose->world = group->size;
+    propose->tree_bytes = master_links_tree_bytes(master, group);
+    uint16_t ranks[MAX_PEERS];
     for (int i = 0; i < group->size; i++) {
+        ranks[group->ring[i]] = (uint16_t)i;
+    }
+    for (int i = 0; i < group->size; i++) {
+        propose->places[ranks[group->tree[i]]] = (uint16_t)i;
         const struct slot *peer = &master->slots[group->ring[i]];
         struct member *member = &propose->members[i];
         member->id = peer->id;
@@ -197,7 +164,7 @@ static void propose_to_all(struct master *master, const struct group *group, enu
         memcpy(member->name, peer->name, sizeof member->name);
     }
     for (int rank = 0; rank < group->size; rank++) {
-        propose_to(master, group, rank);
+        propose_to(master, group, rank, ranks);
     }
 }
 
@@ -212,6 +179,7 @@ void master_epoch_reform(struct master *master, int index, const struct ending *
     if (group->size == 0) {
         return;
     }
+    master_links_plan(master, group);
     group->plan_epoch = ++master->last_epoch;
     group->formed_since_ns = master->now_ns;
     master_watch(master, master->now_ns); /* its deadline is worked out by the next check */
@@ -321,16 +289,6 @@ static int reported_peer(const struct master *master, int slot, const struct mes
     return other;
 }
 
-static void drop_key(struct group *group, int a, int b) {
-    struct id *key = find_key(group, a, b);
-    if (key != NULL) {
-        *key = (struct id){{0}};
-        if (group->size == 2) {
-            group->keys[0] = group->keys[1] = *key;
-        }
-    }
-}
-
 /* No link can be made between these two, as far as anybody can see now. */
 static void give_pair_up(struct master *master, struct group *group, int a, int b) {
     mark_bad(master, a, b);
@@ -351,7 +309,7 @@ void master_epoch_unreachable(struct master *master, int slot, const struct mess
         slot_set_add(&master->flipped[slot], other);
         slot_set_add(&master->flipped[other], slot);
     }
-    drop_key(&master->groups[master->slots[slot].group], slot, other);
+    master_links_drop(master, slot, other);
     char from[LABEL_BYTES], to[LABEL_BYTES];
     struct ending ending =
         ending_abort(pcclRankConnectionLost, "no link between peers %s and %s: %s",
@@ -381,7 +339,7 @@ void master_epoch_link_lost(struct master *master, int slot, const struct messag
     }
     struct group *group = &master->groups[master->slots[slot].group];
     count_loss(master, group, slot, other);
-    drop_key(group, slot, other);
+    master_links_drop(master, slot, other);
     char from[LABEL_BYTES], to[LABEL_BYTES];
     struct ending ending =
         ending_abort(pcclRankConnectionLost, "the link between peers %s and %s broke: %s",

@@ -143,6 +143,14 @@ void master_op_abort(struct master *master, int slot, const struct message_op_ab
         return;
     }
     char label[LABEL_BYTES];
+    if (abort->status ==
+        pcclRankConnectionLost) { /* made for another world: it fails, all others start over */
+        struct ending ending =
+            ending_carry("peer %s called the collective with tag %" PRIu64 " for other ranks than there are",
+                         master_label(master, slot, label), abort->tag);
+        abort_op(master, (int)(group - master->groups), abort->tag, &ending);
+        return;
+    }
     struct ending ending =
         ending_abort(abort->status, "peer %s gave the collective with tag %" PRIu64 " up: %s",
                      master_label(master, slot, label), abort->tag, abort->reason);

@@ -14,6 +14,14 @@ enum slot_state {
     SLOT_MEMBER,  /* accepted: counts in every vote */
 };
 
+/* A link that a plan needs, as one of its two ends sees it. */
+struct master_link {
+    int16_t other; /* slot */
+    uint16_t streams;
+    bool opener, kept; /* kept: the plan being made needs it */
+    struct id key;
+};
+
 struct slot {
     enum slot_state state;
     struct id id;
@@ -29,6 +37,9 @@ struct slot {
     bool sync_touched; /* its memory is not what it offered any more */
     bool sync_unsure;  /* it was told to fetch: its memory may have changed, and only it knows */
     struct message_sync_offer offer;
+    /* Of the plan; while the next is made, those of both. */
+    uint16_t link_count;
+    struct master_link links[2 * MAX_LINKS];
     uint8_t early_vote; /* cast before the vote that admitted this peer has ended: counts in the next */
 };
 
@@ -48,11 +59,11 @@ struct group {
     uint64_t epoch;  /* committed and current; 0 while one is being formed */
     uint64_t plan_epoch;
     uint16_t size;
-    int16_t ring[MAX_PEERS];   /* slots in ring order */
-    struct id keys[MAX_PEERS]; /* of the link from ring[i] to ring[i + 1]; zero: needs a new one */
-    uint64_t formed_since_ns;  /* when the plan was proposed */
-    bool vote_announced;       /* the members know of the open vote */
-    struct id last_lost[2];    /* the link lost last, and how often in a row */
+    int16_t ring[MAX_PEERS];  /* slots in ring order */
+    int16_t tree[MAX_PEERS];  /* the same in the order of their places in the tree */
+    uint64_t formed_since_ns; /* when the plan was proposed */
+    bool vote_announced;      /* the members know of the open vote */
+    struct id last_lost[2];   /* the link lost last, and how often in a row */
     uint32_t lost_streak;
     uint64_t last_lost_ns;
     struct id last_failed[2]; /* the pair given up last */
@@ -113,7 +124,6 @@ struct master {
     int16_t free_op;
 
     struct message message; /* the one being built: too large for every stack */
-    struct group scratch;   /* the plan before the one being made */
 };
 
 /* The *_check functions look for what has taken too long: silent peers, plans that do not get ready,
@@ -186,6 +196,14 @@ void master_op_mismatch(struct master *master, int slot, const struct message_op
 void master_op_abort(struct master *master, int slot, const struct message_op_abort *abort);
 void master_op_forget(struct master *master, int group); /* all open ops of the group */
 void master_op_check(struct master *master);
+
+/* master_links.c: the links of a plan, known by their keys. */
+/* Gives each pair that the group's ring or tree needs a link: the one that it has, or a new one. */
+void master_links_plan(struct master *master, const struct group *group);
+/* The next plan makes a new one if it needs one. */
+void master_links_drop(struct master *master, int a, int b);
+/* Up to how many bytes the tree serves better than the ring; 0 if its links can't all be made. */
+uint32_t master_links_tree_bytes(const struct master *master, const struct group *group);
 
 /* master_vote.c: joint calls. Those of the whole run share the rendezvous master->vote; that of
  * sync_shared_state is one of each group, group->sync. A group never waits in two at a time. */

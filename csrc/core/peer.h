@@ -7,8 +7,9 @@
  *  - call peer_step() for one event at a time, with a clock that never goes back;
  *  - perform each action at once and in order, inside peer_perform, without calling back;
  *  - call with PEER_TICK when peer_deadline() has passed and nothing else happened;
- *  - on PEER_OP_START allot the op's progress (core/ring.h), grant it to the previous rank, send to the
- *    next; on PEER_OP_STOP touch the user's buffers no more, and leave the input as it was at the call;
+ *  - on PEER_OP_START allot the op's progress (core/schedule.h), grant it to those it receives from, send to
+ *    those who have granted; on PEER_OP_STOP touch the user's buffers no more, and leave the input as it was
+ * at the call;
  *  - keep each link that PEER_LINK_OPEN / _EXPECT named until PEER_LINK_CLOSE, and report its
  *    PEER_EVENT_LINK_UP once all its streams are there, or PEER_EVENT_LINK_DOWN once when it is broken
  *    or silent. A link is known by its key; PEER_EVENT_LINK_* for an unknown key is ignored. */
@@ -21,6 +22,7 @@
 
 #include "base/address.h"
 #include "base/id.h"
+#include "core/schedule.h"
 #include "wire/message.h"
 
 struct peer; /* the state: core/peer_state.h */
@@ -44,8 +46,9 @@ enum peer_event_kind {
     PEER_EVENT_LINK_UP,
     PEER_EVENT_LINK_DOWN, /* `reason` */
     /* Ops, by `op`. */
-    PEER_EVENT_OP_WHOLE, /* its result is complete here, and the next rank's GRANT has come: once the op has
-                            ended, a late one could not be told from that of the next op under its tag */
+    PEER_EVENT_OP_WHOLE, /* its result is complete here, and all whom it sends to have granted it: once the op
+                            has ended, a late GRANT could not be told from that of the next op under its tag
+                          */
     PEER_EVENT_OP_MISMATCH, /* the member with id `other` calls `descriptor` under this op's tag */
     PEER_EVENT_OP_REFUSED,  /* it can't go on here (`status`, `reason`): fails for all */
     PEER_EVENT_SYNC_REPORT, /* `report`: how far this peer is with its part of a PEER_SYNC_PLAN */
@@ -77,8 +80,9 @@ enum peer_action_kind {
     PEER_LINK_OPEN,       /* connect `link.streams` times to `member`, greet with `link.key` */
     PEER_LINK_EXPECT,     /* `member` will connect and greet with `link.key` */
     PEER_LINK_CLOSE,      /* the link with `link.key` is not needed any more */
-    PEER_EPOCH,           /* `epoch` is committed: `rank` of `world`; links to `previous` and `next` (keys) */
-    PEER_OP_START,        /* move `op`: `call`, `tag`, `epoch`, `commits_seen`, `rank` of `world` */
+    PEER_EPOCH,           /* `epoch` is committed: `rank` of `world`; the keys of the links behind `edges` */
+    PEER_OP_START,        /* move `op`: `call`, `tag`, `epoch`, `commits_seen`, `rank` and `place` of `world`,
+                             `root`, `tree` */
     PEER_OP_STOP,         /* `op` is aborted, or will start over: leave all buffers alone */
     PEER_OP_FINISH,       /* `op` is committed: put the result where the user wants it. Then comes its
                              PEER_COMPLETE. After it `commits_seen` counts one more. */
@@ -96,6 +100,9 @@ struct peer_action {
     uint32_t op; /* 0 .. MAX_OPS - 1, unique among ops in flight */
     uint64_t tag, epoch, commits_seen;
     uint16_t rank, world;
+    uint16_t place, root; /* OP_START: in the ring or, if `tree`, in the tree */
+    bool tree;
+    bool unfit;      /* OP_START: its buffers are not for this world: move nothing, it is being given up */
     uint16_t status; /* pcclResult_t */
     uint64_t value;  /* PEER_COMPLETE of VOTE_PEERS_PENDING: 1 if some are; of an op: the world size */
     enum peer_log_level level;
@@ -104,7 +111,7 @@ struct peer_action {
     const struct message_sync_plan *plan; /* borrowed for the call */
     const struct member *member;          /* PEER_LINK_OPEN, _EXPECT: borrowed for the call */
     struct link_plan link;                /* PEER_LINK_*: the key, and for OPEN and EXPECT the rest */
-    struct id previous, next;             /* PEER_EPOCH: keys of the links to receive from and to send to */
+    const struct id *edges; /* PEER_EPOCH: MAX_EDGES keys, zero for none (enum edge): borrowed for the call */
 };
 
 typedef void (*peer_perform)(void *context, const struct peer_action *action);

@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "core/peer_state.h"
+#include "core/tree.h"
 #include "pccl.h"
 
 static void close_link(struct peer *peer, uint32_t index) {
@@ -82,6 +83,13 @@ static bool plan_is_sound(const struct message_propose *plan) {
             return false;
         }
     }
+    bool taken[MAX_PEERS] = {false};
+    for (uint16_t i = 0; i < plan->world; i++) {
+        if (plan->places[i] >= plan->world || taken[plan->places[i]]) {
+            return false;
+        }
+        taken[plan->places[i]] = true;
+    }
     return true;
 }
 
@@ -148,14 +156,18 @@ static struct id link_key(const struct peer *peer, uint16_t rank) {
 
 static void announce(struct peer *peer) {
     const struct message_propose *plan = &peer->plan;
-    uint16_t next = (uint16_t)((plan->rank + 1) % plan->world);
-    uint16_t previous = (uint16_t)((plan->rank + plan->world - 1) % plan->world);
-    struct peer_action action = {.kind = PEER_EPOCH,
-                                 .epoch = plan->epoch,
-                                 .rank = plan->rank,
-                                 .world = plan->world,
-                                 .previous = link_key(peer, previous),
-                                 .next = link_key(peer, next)};
+    struct id edges[MAX_EDGES] = {{{0}}};
+    edges[EDGE_NEXT] = link_key(peer, (uint16_t)((plan->rank + 1) % plan->world));
+    edges[EDGE_PREVIOUS] = link_key(peer, (uint16_t)((plan->rank + plan->world - 1) % plan->world));
+    for (uint16_t rank = 0; rank < plan->world && plan->tree_bytes > 0; rank++) {
+        for (int edge = EDGE_FOLD; edge < MAX_EDGES; edge++) {
+            if (plan->places[rank] == tree_partner(plan->world, plan->places[plan->rank], (enum edge)edge)) {
+                edges[edge] = link_key(peer, rank);
+            }
+        }
+    }
+    struct peer_action action = {
+        .kind = PEER_EPOCH, .epoch = plan->epoch, .rank = plan->rank, .world = plan->world, .edges = edges};
     peer->perform(peer->context, &action);
 }
 

@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "core/peer_state.h"
+#include "data/datatype.h"
 #include "pccl.h"
 
 static uint32_t bucket_of(uint64_t tag) {
@@ -95,6 +96,37 @@ static void watch(struct peer *peer, const struct peer_op *op) {
     }
 }
 
+/* The same at all peers: it depends on the plan, and on what has to be equal in all calls. */
+static bool uses_tree(const struct peer *peer, const struct op_descriptor *descriptor) {
+    bool can = descriptor->kind == OP_ALL_REDUCE || descriptor->kind == OP_BROADCAST;
+    if (!can || peer->plan.tree_bytes == 0 || descriptor->algorithm == OP_ALGORITHM_RING) {
+        return false;
+    }
+    uint64_t most = peer->plan.tree_bytes / datatype_bytes(descriptor->datatype);
+    return descriptor->algorithm == OP_ALGORITHM_TREE || descriptor->count <= most;
+}
+
+static void emit_start(struct peer *peer, int index, bool unfit) {
+    const struct peer_op *op = &peer->ops[index];
+    const struct message_propose *plan = &peer->plan;
+    bool rooted = op->descriptor.kind == OP_BROADCAST && op->descriptor.root_or_world < plan->world;
+    uint16_t root = rooted ? op->descriptor.root_or_world : 0;
+    bool tree = uses_tree(peer, &op->descriptor);
+    struct peer_action action = {.kind = PEER_OP_START,
+                                 .call = op->call,
+                                 .op = (uint32_t)index,
+                                 .tag = op->tag,
+                                 .epoch = peer->epoch,
+                                 .commits_seen = op->commits_seen,
+                                 .rank = plan->rank,
+                                 .world = plan->world,
+                                 .place = tree ? plan->places[plan->rank] : plan->rank,
+                                 .root = tree ? plan->places[root] : root,
+                                 .tree = tree,
+                                 .unfit = unfit};
+    peer->perform(peer->context, &action);
+}
+
 static void emit(struct peer *peer, enum peer_action_kind kind, int index) {
     const struct peer_op *op = &peer->ops[index];
     struct peer_action action = {.kind = kind,
@@ -102,9 +134,7 @@ static void emit(struct peer *peer, enum peer_action_kind kind, int index) {
                                  .op = (uint32_t)index,
                                  .tag = op->tag,
                                  .epoch = peer->epoch,
-                                 .commits_seen = op->commits_seen,
-                                 .rank = peer->plan.rank,
-                                 .world = peer->plan.world};
+                                 .commits_seen = op->commits_seen};
     peer->perform(peer->context, &action);
 }
 
@@ -140,6 +170,29 @@ static void report_waiting(struct peer *peer, const struct peer_op *op) {
     peer_send(peer, &message);
 }
 
+/* Asks the master to abort the op for all. */
+static void give_up(struct peer *peer, struct peer_op *op, uint16_t status, const char *reason) {
+    op->accused = true;
+    struct message message = {.type = MESSAGE_OP_ABORT};
+    message.as.op_abort.epoch = peer->epoch;
+    message.as.op_abort.tag = op->tag;
+    message.as.op_abort.status = status;
+    snprintf(message.as.op_abort.reason, sizeof message.as.op_abort.reason, "%s", reason);
+    peer_send(peer, &message);
+}
+
+/* Buffers and roots are chosen for the world that the caller saw. What is wrong if this is another one. */
+static const char *unfit_for(const struct message_propose *plan, const struct op_descriptor *descriptor) {
+    bool per_rank = descriptor->kind == OP_ALL_GATHER || descriptor->kind == OP_REDUCE_SCATTER;
+    if (per_rank && descriptor->root_or_world != plan->world) {
+        return "the number of peers has changed since it was called: call again with buffers for as many";
+    }
+    if (descriptor->kind == OP_BROADCAST && descriptor->root_or_world >= plan->world) {
+        return "its root is beyond the number of peers: the group has shrunk, or the root is wrong";
+    }
+    return NULL;
+}
+
 static void start(struct peer *peer, int index) {
     struct peer_op *op = &peer->ops[index];
     if (peer->plan.world < 2) {
@@ -154,7 +207,11 @@ static void start(struct peer *peer, int index) {
     op->told_ms = 0;
     op->next_report_ns = next_report(peer, op);
     watch(peer, op);
-    emit(peer, PEER_OP_START, index);
+    const char *hindrance = unfit_for(&peer->plan, &op->descriptor);
+    emit_start(peer, index, hindrance != NULL);
+    if (hindrance != NULL) {
+        give_up(peer, op, pcclRankConnectionLost, hindrance);
+    }
 }
 
 /* Takes the oldest mark of `tag` away and returns what its call fails with, or pcclSuccess. */
@@ -251,17 +308,6 @@ void peer_op_mismatch(struct peer *peer, const struct peer_event *event) {
     peer_send(peer, &message);
 }
 
-/* Asks the master to abort the op for all. */
-static void give_up(struct peer *peer, struct peer_op *op, uint16_t status, const char *reason) {
-    op->accused = true;
-    struct message message = {.type = MESSAGE_OP_ABORT};
-    message.as.op_abort.epoch = peer->epoch;
-    message.as.op_abort.tag = op->tag;
-    message.as.op_abort.status = status;
-    snprintf(message.as.op_abort.reason, sizeof message.as.op_abort.reason, "%s", reason);
-    peer_send(peer, &message);
-}
-
 void peer_op_refused(struct peer *peer, const struct peer_event *event) {
     CHECK(event->op < MAX_OPS);
     struct peer_op *op = &peer->ops[event->op];
@@ -354,12 +400,22 @@ static void remember_verdict(struct peer *peer, const struct message_propose *pr
              size - 64, propose->reason);
 }
 
+/* What its caller asked for depends on who has which rank: it can't start over among others. */
+static bool names_ranks(const struct op_descriptor *descriptor) {
+    return descriptor->kind != OP_ALL_REDUCE && descriptor->kind != OP_BARRIER;
+}
+
+static const char ranks_changed[] =
+    "a peer has left, and ranks have changed: call again for those who are there";
+
 void peer_op_epoch_ended(struct peer *peer, const struct message_propose *propose) {
+    if (peer->epoch != 0) { /* else the verdict on the last committed epoch still holds */
+        peer->has_guilty_tag = false;
+    }
     if (propose->fate == FATE_ABORT) {
-        if (peer->epoch != 0) { /* else the verdict on the last committed epoch still holds */
-            peer->has_guilty_tag = false;
-        }
         remember_verdict(peer, propose);
+    } else if (peer->epoch != 0) {
+        snprintf(peer->lost_reason, sizeof peer->lost_reason, "%s", ranks_changed);
     }
     int next;
     for (int index = peer->first_op; index != NO_OP; index = next) {
@@ -374,6 +430,9 @@ void peer_op_epoch_ended(struct peer *peer, const struct message_propose *propos
             verdict(peer, op->tag, &status, &text);
             note_failed(peer, op->tag);
             fail(peer, index, status, text);
+        } else if (names_ranks(&op->descriptor)) {
+            note_failed(peer, op->tag);
+            fail(peer, index, pcclRankConnectionLost, ranks_changed);
         } else if (is_moving(op)) {
             emit(peer, PEER_OP_STOP, index);
             op->state = OP_SUSPENDED;

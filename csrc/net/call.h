@@ -26,8 +26,10 @@ struct call {
     struct op_descriptor descriptor;
     const void *input;  /* the user's; written by an op in place alone, and put back if it fails */
     void *output;       /* the user's */
-    struct buffer work; /* in place: room for a copy of the input, from the pool; else empty */
-    size_t bytes;       /* of each buffer */
+    size_t bytes;       /* of the input */
+    size_t work_bytes;  /* in place: for a copy of the input; reduce-scatter: for its partial sums; else 0 */
+    struct buffer work; /* of so many, from the pool */
+    bool tree;          /* how it was moved in the end */
     const struct message_sync_offer *offer;   /* of _SYNC; NULL: would one be taken? */
     const struct message_sync_report *report; /* of _SYNC_REPORT: done as soon as it is on its way */
     struct state_desk *desk; /* of _SYNC with an offer: what happens before it is done is put there */

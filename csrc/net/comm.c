@@ -299,11 +299,11 @@ bool comm_is_mixture(struct comm *comm, const struct digest *content) {
 /* ---- ops ---- */
 
 pcclResult_t comm_post_op(struct comm *comm, struct call *call) {
-    if (call->input == call->output) {
-        call->work = buffer_pool_take(&comm->pool, call->bytes);
+    if (call->work_bytes > 0) {
+        call->work = buffer_pool_take(&comm->pool, call->work_bytes);
         if (call->work.memory == NULL) {
-            last_error_set("out of memory: an op in place needs room for a copy of its %zu bytes",
-                           call->bytes);
+            last_error_set("out of memory: this op needs %zu bytes of room beside its buffers",
+                           call->work_bytes);
             return pcclOutOfMemory;
         }
     }

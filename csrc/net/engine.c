@@ -23,9 +23,6 @@ _Static_assert(MAX_OPS <= 1 << GRANT_SLOT_BITS, "a grant number holds the op's s
 bool engine_init(struct engine *engine, const struct peer *machine, struct link_set *links) {
     engine->machine = machine;
     engine->links = links;
-    list_init(&engine->ready);
-    list_init(&engine->starved);
-    list_init(&engine->granting);
     list_init(&engine->reporting);
     engine->trash = malloc(TRASH_BYTES);
     return engine->trash != NULL;
@@ -66,18 +63,27 @@ void engine_report(struct engine *engine, struct op *op, enum op_report report) 
 /* ---- the machine's actions ---- */
 
 void engine_set_epoch(struct engine *engine, const struct peer_action *action) {
-    engine->previous = link_find(engine->links, &action->previous);
-    engine->next = link_find(engine->links, &action->next);
+    for (int edge = 0; edge < MAX_EDGES; edge++) {
+        engine->edges[edge] = link_find(engine->links, &action->edges[edge]);
+    }
     engine->sort_all = true;
 }
 
+static void empty(struct list *list) {
+    while (!list_is_empty(list)) {
+        list_remove(list->next);
+    }
+}
+
 void engine_forget_link(struct engine *engine, struct link *link) {
-    if (engine->previous == link) {
-        engine->previous = NULL;
+    for (int edge = 0; edge < MAX_EDGES; edge++) {
+        if (engine->edges[edge] == link) {
+            engine->edges[edge] = NULL;
+        }
     }
-    if (engine->next == link) {
-        engine->next = NULL;
-    }
+    empty(&link->ready);
+    empty(&link->starved);
+    empty(&link->granting);
     while (!list_is_empty(&link->held)) {
         struct held_frame *held = LIST_ENTRY(link->held.next, struct held_frame, node);
         list_remove(&held->node);
@@ -86,43 +92,69 @@ void engine_forget_link(struct engine *engine, struct link *link) {
     }
 }
 
-/* Memory for the progress of `op`, with the checksums behind it. */
-static bool allot_transfer(struct op *op, const struct ring_plan *plan) {
-    size_t transfer_bytes = (ring_transfer_bytes(plan) + 7) / 8 * 8;
-    size_t chunks = (size_t)plan->world * plan->chunks_per_segment;
-    size_t crc_bytes = chunks * sizeof(uint32_t);
-    uint8_t *memory = malloc(transfer_bytes + crc_bytes + chunks);
+static size_t vector_bytes(const struct schedule *schedule) {
+    return schedule->count * schedule->element_bytes;
+}
+
+uint8_t *engine_place(const struct op *op, uint8_t buffer, uint8_t level, struct chunk_range range) {
+    const struct schedule *schedule = &op->transfer.schedule;
+    uint64_t origin = schedule_buffer(schedule, (enum buffer_kind)buffer).offset;
+    size_t offset = (range.offset - origin) * op->element_bytes;
+    switch (buffer) {
+    case BUFFER_INPUT:
+        return (uint8_t *)(uintptr_t)op->call->input + offset; /* nobody writes there */
+    case BUFFER_RESULT:
+        return op->result + offset;
+    default:
+        return op->scratch + level * vector_bytes(schedule) + offset;
+    }
+}
+
+/* Memory for the progress of `op`, for checksums, and for the levels of a tree. */
+static bool allot_transfer(struct op *op, const struct schedule *schedule) {
+    size_t transfer_size = (transfer_bytes(schedule) + 7) / 8 * 8;
+    size_t chunks = (size_t)schedule->segments * schedule->chunks_per_segment;
+    size_t head = transfer_size + chunks * sizeof(uint32_t) + chunks;
+    head = (head + 63) / 64 * 64;
+    size_t levels = schedule->tree ? schedule->scratch_levels * vector_bytes(schedule) : 0;
+    uint8_t *memory = malloc(head + levels);
     if (memory == NULL) {
         return false;
     }
     op->memory = memory;
-    op->crcs = (uint32_t *)(void *)(memory + transfer_bytes);
-    op->saved = memory + transfer_bytes + crc_bytes;
+    op->crcs = (uint32_t *)(void *)(memory + transfer_size);
+    op->saved = memory + transfer_size + chunks * sizeof(uint32_t);
     memset(op->saved, 0, chunks);
-    ring_transfer_init(&op->transfer, plan, memory);
+    if (schedule->scratch_levels > 0) {
+        op->scratch = schedule->tree ? memory + head : op->call->work.memory;
+    } else {
+        op->undo = op->call->work.memory;
+    }
+    transfer_init(&op->transfer, schedule, memory);
+    op->sends_over = schedule_sends_over(schedule);
     return true;
 }
 
 /* ---- ops in place ---- */
 
 void engine_save_input(struct op *op, uint32_t segment, uint32_t chunk) {
-    const struct ring_plan *plan = &op->transfer.plan;
-    uint8_t *saved = &op->saved[segment * plan->chunks_per_segment + chunk];
+    const struct schedule *schedule = &op->transfer.schedule;
+    uint8_t *saved = &op->saved[segment * schedule->chunks_per_segment + chunk];
     if (op->undo == NULL || *saved) {
         return;
     }
     *saved = 1;
-    struct ring_range range = ring_chunk(plan, segment, chunk);
+    struct chunk_range range = schedule_chunk(schedule, segment, chunk);
     size_t offset = range.offset * op->element_bytes;
     copy_past_cache(op->undo + offset, op->result + offset, range.count * op->element_bytes);
 }
 
 static void restore_input(struct op *op) {
-    const struct ring_plan *plan = &op->transfer.plan;
-    for (uint32_t segment = 0; op->undo != NULL && segment < plan->world; segment++) {
-        for (uint32_t chunk = 0; chunk < ring_segment_chunks(plan, segment); chunk++) {
-            if (op->saved[segment * plan->chunks_per_segment + chunk]) {
-                struct ring_range range = ring_chunk(plan, segment, chunk);
+    const struct schedule *schedule = &op->transfer.schedule;
+    for (uint32_t segment = 0; op->undo != NULL && segment < schedule->segments; segment++) {
+        for (uint32_t chunk = 0; chunk < schedule_segment_chunks(schedule, segment); chunk++) {
+            if (op->saved[segment * schedule->chunks_per_segment + chunk]) {
+                struct chunk_range range = schedule_chunk(schedule, segment, chunk);
                 size_t offset = range.offset * op->element_bytes;
                 memcpy(op->result + offset, op->undo + offset, range.count * op->element_bytes);
             }
@@ -130,35 +162,64 @@ static void restore_input(struct op *op) {
     }
 }
 
+/* ---- start and end ---- */
+
+void engine_offer(struct engine *engine, struct op *op, uint32_t step) {
+    const struct schedule *schedule = &op->transfer.schedule;
+    step = schedule_next_receive(schedule, step);
+    if (step >= schedule->steps) {
+        return;
+    }
+    uint8_t edge = schedule_step(schedule, step).from;
+    struct link *link = engine->edges[edge];
+    if ((op->offered >> edge & 1) == 0 && link != NULL) {
+        op->offered |= 1u << edge;
+        list_append(&link->granting, &op->granting[edge]);
+        link_wants_write(link);
+    }
+}
+
+void engine_check_whole(struct engine *engine, struct op *op) {
+    if ((op->granted & op->sends_over) == op->sends_over && transfer_whole(&op->transfer)) {
+        engine_report(engine, op, REPORT_WHOLE);
+    }
+}
+
+static void begin(struct engine *engine, struct op *op, const struct peer_action *action) {
+    const struct op_descriptor *descriptor = &op->call->descriptor;
+    struct schedule schedule = schedule_make(descriptor->kind, action->tree, action->place, action->world,
+                                             action->root, descriptor->count, op->element_bytes);
+    if (!allot_transfer(op, &schedule)) {
+        engine_report(engine, op, REPORT_REFUSED);
+        return;
+    }
+    op->call->tree = action->tree;
+    engine_offer(engine, op, 0);
+    engine_op_moved(engine, op);
+    engine_check_whole(engine, op);
+}
+
 void engine_start(struct engine *engine, const struct peer_action *action, struct call *call) {
     CHECK(action->op < MAX_OPS && call != NULL && action->world >= 2);
     struct op *op = &engine->ops[action->op];
     CHECK(!op->active);
     uint32_t generation = op->generation + 1;
-    uint32_t element_bytes = datatype_bytes(call->descriptor.datatype);
     *op = (struct op){.active = true,
                       .generation = generation,
                       .call = call,
                       .epoch = action->epoch,
                       .commits_seen = action->commits_seen,
-                      .element_bytes = element_bytes,
+                      .element_bytes = datatype_bytes(call->descriptor.datatype),
                       .eager = call->bytes <= EAGER_OP_BYTES,
-                      .result = call->output,
-                      .undo = call->work.memory};
+                      .result = call->output};
     list_init(&op->ready);
-    list_init(&op->granting);
     list_init(&op->reporting);
-    struct ring_plan plan =
-        ring_plan_make(action->rank, action->world, call->descriptor.count, element_bytes);
-    if (!allot_transfer(op, &plan)) {
-        engine_report(engine, op, REPORT_REFUSED);
-        return;
+    for (int edge = 0; edge < MAX_EDGES; edge++) {
+        list_init(&op->granting[edge]);
     }
-    list_append(&engine->granting, &op->granting);
-    if (engine->previous != NULL) {
-        link_wants_write(engine->previous);
+    if (!action->unfit) {
+        begin(engine, op, action);
     }
-    engine_op_moved(engine, op);
     engine->sort_all = engine->sort_all || engine->sort_tag;
     engine->sort_tag = true;
     engine->tag_to_sort = call->tag;
@@ -172,7 +233,9 @@ static void end_op(struct engine *engine, struct op *op) {
         }
     }
     list_remove(&op->ready);
-    list_remove(&op->granting);
+    for (int edge = 0; edge < MAX_EDGES; edge++) {
+        list_remove(&op->granting[edge]);
+    }
     list_remove(&op->reporting);
     free(op->memory);
     op->memory = NULL;
@@ -189,10 +252,21 @@ void engine_stop(struct engine *engine, uint32_t index) {
     end_op(engine, op);
 }
 
+/* The result has waited for the commit in scratch space. */
+static void deliver(struct op *op) {
+    const struct schedule *schedule = &op->transfer.schedule;
+    struct chunk_range whole = schedule_buffer(schedule, BUFFER_RESULT);
+    uint8_t level = (uint8_t)(schedule->scratch_levels - 1);
+    memcpy(op->result, engine_place(op, BUFFER_SCRATCH, level, whole), whole.count * op->element_bytes);
+}
+
 void engine_finish(struct engine *engine, uint32_t index) {
     CHECK(index < MAX_OPS && engine->ops[index].active);
     struct op *op = &engine->ops[index];
-    CHECK(op->memory != NULL && ring_transfer_whole(&op->transfer));
+    CHECK(op->memory != NULL && transfer_whole(&op->transfer));
+    if (op->transfer.schedule.scratch_levels > 0) {
+        deliver(op);
+    }
     end_op(engine, op);
     engine->sort_all = true; /* one more commit seen */
 }
@@ -225,22 +299,30 @@ bool engine_next_report(struct engine *engine, struct peer_event *event) {
 
 /* ---- what goes out ---- */
 
+/* The edge over which the op's next chunk goes. */
+static uint8_t next_edge(const struct op *op) {
+    const struct transfer *transfer = &op->transfer;
+    return schedule_step(&transfer->schedule, transfer->queue[transfer->sent].step).to;
+}
+
+static bool is_granted(const struct op *op, uint8_t edge) {
+    return (op->granted >> edge & 1) != 0;
+}
+
 void engine_op_moved(struct engine *engine, struct op *op) {
-    if (op->memory == NULL) {
+    if (op->memory == NULL || op->transfer.sent == op->transfer.queued || !list_is_empty(&op->ready)) {
         return;
     }
-    bool may_send = op->transfer.sent < op->transfer.queued && (op->granted || op->eager);
-    if (may_send && list_is_empty(&op->ready)) {
-        list_append(&engine->ready, &op->ready);
-        if (engine->next != NULL) {
-            link_wants_write(engine->next);
-        }
+    uint8_t edge = next_edge(op);
+    struct link *link = engine->edges[edge];
+    if (link != NULL && (op->eager || is_granted(op, edge))) {
+        list_append(&link->ready, &op->ready);
+        link_wants_write(link);
     }
 }
 
-bool engine_has_output(const struct engine *engine, const struct link *link) {
-    return (link == engine->next && !list_is_empty(&engine->ready)) ||
-           (link == engine->previous && !list_is_empty(&engine->granting)) ||
+bool engine_has_output(const struct link *link) {
+    return !list_is_empty(&link->ready) || !list_is_empty(&link->granting) ||
            link->credit_due >= CREDIT_TO_RETURN_BYTES || link->ping_due;
 }
 
@@ -260,9 +342,11 @@ static struct frame frame_of(const struct op *op, enum frame_type type) {
 }
 
 static void pull_grants(struct engine *engine, struct stream *stream) {
-    while (stream->out.count < BATCH_FRAMES && !list_is_empty(&engine->granting)) {
-        struct op *op = LIST_ENTRY(engine->granting.next, struct op, granting);
-        list_remove(&op->granting);
+    struct list *due = &stream->link->granting;
+    while (stream->out.count < BATCH_FRAMES && !list_is_empty(due)) {
+        size_t place = (size_t)((uint8_t *)due->next - (uint8_t *)engine->ops);
+        struct op *op = &engine->ops[place / sizeof(struct op)]; /* the node lies in it */
+        list_remove(due->next);
         struct frame frame = frame_of(op, FRAME_GRANT);
         frame.grant = engine_grant_number(engine, op);
         frame.credit = take_credit(stream->link);
@@ -273,52 +357,64 @@ static void pull_grants(struct engine *engine, struct stream *stream) {
 
 /* No chunk of the op is larger. */
 static uint32_t largest_chunk_bytes(const struct op *op) {
-    return (uint32_t)(op->transfer.plan.chunk_elements * op->element_bytes);
+    return (uint32_t)(op->transfer.schedule.chunk_elements * op->element_bytes);
+}
+
+/* The own part is in the cache now: it goes where it is needed later. */
+static void keep_own_part(struct op *op, uint32_t segment, uint32_t chunk, const uint8_t *payload) {
+    const struct schedule *schedule = &op->transfer.schedule;
+    if (schedule->kind == OP_ALL_REDUCE) {
+        engine_save_input(op, segment, chunk); /* overwritten in the end */
+    } else if (schedule->kind == OP_ALL_GATHER) {
+        struct chunk_range range = schedule_chunk(schedule, segment, chunk);
+        uint8_t *place = engine_place(op, BUFFER_RESULT, 0, range);
+        if (place != payload) {
+            memcpy(place, payload, range.count * op->element_bytes);
+        }
+    }
 }
 
 /* Takes the next chunk of `op` and adds it to the batch. */
 static void send_chunk(struct stream *stream, struct op *op) {
-    struct ring_chunk_id id;
-    bool taken = ring_transfer_next(&op->transfer, &id);
+    struct chunk_id id;
+    bool taken = transfer_next(&op->transfer, &id);
     CHECK(taken);
-    const struct ring_plan *plan = &op->transfer.plan;
-    uint32_t segment = ring_segment_sent(plan, id.step);
-    struct ring_range range = ring_chunk(plan, segment, id.chunk);
-    const uint8_t *from = id.step == 0 ? op->call->input : op->result;
-    const uint8_t *payload = from + range.offset * op->element_bytes;
-    if (id.step == 0) {
-        engine_save_input(op, segment, id.chunk); /* it is in the cache now, and overwritten in the end */
+    const struct schedule *schedule = &op->transfer.schedule;
+    struct step step = schedule_step(schedule, id.step);
+    struct chunk_range range = schedule_chunk(schedule, step.sends, id.chunk);
+    const uint8_t *payload = engine_place(op, step.source, step.source_level, range);
+    if (step.source == BUFFER_INPUT) {
+        keep_own_part(op, step.sends, id.chunk, payload);
     }
     struct frame frame = frame_of(op, FRAME_DATA);
     frame.step = (uint16_t)id.step;
     frame.chunk = id.chunk;
     frame.payload_bytes = (uint32_t)(range.count * op->element_bytes);
-    if (op->granted) {
-        frame.grant = op->grant;
+    if (is_granted(op, step.to)) {
+        frame.grant = op->grants[step.to];
     } else {
         frame.flags = FRAME_EAGER;
         stream->link->eager_left -= engine_eager_cost(frame.payload_bytes);
     }
-    /* What the step before stored is passed on as it came, with the checksum that it came with. */
-    bool passed_on = id.step > 0 && !ring_step_reduces(plan, id.step - 1);
-    uint32_t crc = passed_on ? op->crcs[segment * plan->chunks_per_segment + id.chunk]
-                             : crc32c(payload, frame.payload_bytes);
+    uint32_t crc = step.forwards ? op->crcs[step.sends * schedule->chunks_per_segment + id.chunk]
+                                 : crc32c(payload, frame.payload_bytes);
     stream_add_frame(stream, &frame, payload, crc, op);
     op->call->tx_bytes += FRAME_HEADER_BYTES + frame.payload_bytes + FRAME_TRAILER_BYTES;
 }
 
 static void pull_data(struct engine *engine, struct stream *stream) {
     struct stream_out *out = &stream->out;
-    while (out->count < BATCH_FRAMES && out->bytes < BATCH_PAYLOAD_BYTES && !list_is_empty(&engine->ready)) {
-        struct op *op = LIST_ENTRY(engine->ready.next, struct op, ready);
+    struct link *link = stream->link;
+    while (out->count < BATCH_FRAMES && out->bytes < BATCH_PAYLOAD_BYTES && !list_is_empty(&link->ready)) {
+        struct op *op = LIST_ENTRY(link->ready.next, struct op, ready);
         uint32_t chunk_bytes = largest_chunk_bytes(op);
         list_remove(&op->ready);
-        if (!op->granted && stream->link->eager_left < engine_eager_cost(chunk_bytes)) {
-            list_append(&engine->starved, &op->ready);
+        if (!is_granted(op, next_edge(op)) && link->eager_left < engine_eager_cost(chunk_bytes)) {
+            list_append(&link->starved, &op->ready);
             continue;
         }
         if (out->count > 0 && out->bytes + chunk_bytes > 2 * BATCH_PAYLOAD_BYTES) {
-            list_append(&engine->ready, &op->ready); /* small frames need not wait behind it */
+            list_append(&link->ready, &op->ready); /* small frames need not wait behind it */
             return;
         }
         send_chunk(stream, op);
@@ -328,16 +424,12 @@ static void pull_data(struct engine *engine, struct stream *stream) {
 
 void engine_pull(struct engine *engine, struct stream *stream) {
     struct link *link = stream->link;
-    if (link == engine->previous) {
-        pull_grants(engine, stream);
-    }
+    pull_grants(engine, stream);
     if (stream->out.count < BATCH_FRAMES && link->credit_due >= CREDIT_TO_RETURN_BYTES) {
         struct frame frame = {.type = FRAME_CREDIT, .credit = take_credit(link)};
         stream_add_frame(stream, &frame, NULL, 0, NULL);
     }
-    if (link == engine->next) {
-        pull_data(engine, stream);
-    }
+    pull_data(engine, stream);
     if (stream->out.count < BATCH_FRAMES && link->ping_due) {
         struct frame frame = {.type = FRAME_PING, .grant = link_heartbeat_ms(link)};
         stream_add_frame(stream, &frame, NULL, 0, NULL);

@@ -1,8 +1,9 @@
-/* The ops in flight: their progress round the ring, what is granted to whom, and what is held for ops
- * that have not been called here yet. It moves and reduces the bytes that the machine (core/peer.h)
+/* The ops in flight: their progress, what is granted to whom, and what is held for ops that have not
+ * been called here yet. It moves and reduces the bytes that the machine (core/peer.h)
  * decides about. Only the net thread comes here.
  *
- * A receiver grants each op to the rank before it at once; data flows to a rank that has granted. Ops of
+ * A receiver grants each op to those whom it receives from, to each when its turn has come; data flows to
+ * those who have granted. Ops of
  * at most EAGER_OP_BYTES do not wait: their chunks may be sent early as long as the receiver has room
  * for EAGER_WINDOW_BYTES of them per link. It gives room back as `credit`. */
 #ifndef PCCL_NET_ENGINE_H
@@ -13,7 +14,7 @@
 
 #include "base/limits.h"
 #include "core/peer.h"
-#include "core/ring.h"
+#include "core/schedule.h"
 #include "net/call.h"
 #include "net/link.h"
 #include "net/list.h"
@@ -29,17 +30,21 @@ struct op {
     uint64_t epoch, commits_seen;
     uint32_t element_bytes;
     bool eager;
-    uint8_t *result; /* the user's output */
-    uint8_t *undo;   /* in place: chunks of the input, saved before they are overwritten; else NULL */
-    void *memory;    /* owned: of `transfer`, then `crcs`, then `saved` */
-    struct ring_transfer transfer;
+    uint8_t *result;  /* the user's output */
+    uint8_t *undo;    /* chunks of the user's buffer, saved before they are overwritten; NULL: need not be */
+    uint8_t *scratch; /* borrowed from `memory` or from the call */
+    void *memory; /* owned: of `transfer`, then `crcs`, then `saved`, then `scratch` of a tree; NULL: it can't
+                     run */
+    struct transfer transfer;
     uint32_t *crcs; /* of finished chunks, by segment and chunk: they are passed on as they came */
     uint8_t *saved; /* a byte per segment and chunk: it is in `undo` */
 
-    bool granted; /* by the next rank, with `grant` */
-    uint32_t grant;
-    struct list ready;    /* in engine.ready or engine.starved while it has a chunk to send */
-    struct list granting; /* in engine.granting until its grant to the previous rank is out */
+    /* Sets of edges, a bit each: over which it sends, which of these have been granted (with `grants`), and
+     * whom it has granted the op to. */
+    uint32_t sends_over, granted, offered;
+    uint32_t grants[MAX_EDGES];
+    struct list ready;               /* in link.ready or link.starved while it has a chunk to send there */
+    struct list granting[MAX_EDGES]; /* in link.granting until that grant is out */
 
     struct list reporting;
     uint8_t reports; /* set of enum op_report */
@@ -59,10 +64,7 @@ struct held_frame {
 struct engine {
     const struct peer *machine;
     struct link_set *links;
-    struct link *previous, *next; /* in the ring of the committed epoch; NULL when alone */
-    struct list ready;            /* ops that may send a chunk, in turn */
-    struct list starved;          /* those that wait for eager room */
-    struct list granting;
+    struct link *edges[MAX_EDGES]; /* of the committed epoch; NULL where none leads */
     struct list reporting;
     uint32_t held_count; /* on all links */
     bool sort_all;       /* held frames may have found their ops */
@@ -100,14 +102,20 @@ bool engine_data_end(struct engine *engine, struct stream *stream, bool cancelle
 /* Fills the stream's empty batch with what is to go out. */
 void engine_pull(struct engine *engine, struct stream *stream);
 /* Whether engine_pull() would find something for this link. */
-bool engine_has_output(const struct engine *engine, const struct link *link);
+bool engine_has_output(const struct link *link);
 
 /* Between the files of the engine. */
 struct op *engine_granted_op(struct engine *engine, uint32_t grant);
 uint32_t engine_grant_number(const struct engine *engine, const struct op *op);
 void engine_op_moved(struct engine *engine, struct op *op);
+/* Grants the op to whom it receives from in the first such step from `step` on. */
+void engine_offer(struct engine *engine, struct op *op, uint32_t step);
+/* Reports it if it is. */
+void engine_check_whole(struct engine *engine, struct op *op);
+/* Where the elements of `range` lie in a buffer of the op. */
+uint8_t *engine_place(const struct op *op, uint8_t buffer, uint8_t level, struct chunk_range range);
 /* Before a chunk of the result is written: in place that overwrites the input, which must be as it was if
- * the op fails. Does nothing the second time, or out of place. */
+ * the op fails. Does nothing the second time, or where there is nothing to save. */
 void engine_save_input(struct op *op, uint32_t segment, uint32_t chunk);
 void engine_report(struct engine *engine, struct op *op, enum op_report report);
 /* What an early chunk takes of the window. */

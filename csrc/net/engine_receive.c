@@ -10,7 +10,7 @@
 static bool same_descriptor(const struct op_descriptor *a, const struct op_descriptor *b) {
     return a->kind == b->kind && a->datatype == b->datatype && a->reduce_op == b->reduce_op &&
            a->quant_datatype == b->quant_datatype && a->quant_algorithm == b->quant_algorithm &&
-           a->algorithm == b->algorithm && a->root == b->root && a->count == b->count;
+           a->algorithm == b->algorithm && a->root_or_world == b->root_or_world && a->count == b->count;
 }
 
 /* True, and a report to come, if the other side calls something else under this op's tag. */
@@ -45,20 +45,20 @@ static bool take_room(struct link *link, uint32_t payload_bytes) {
     return true;
 }
 
-static void give_back_room(struct engine *engine, struct link *link, uint32_t payload_bytes) {
+static void give_back_room(struct link *link, uint32_t payload_bytes) {
     link->credit_due += engine_eager_cost(payload_bytes);
-    if (engine_has_output(engine, link)) {
+    if (engine_has_output(link)) {
         link_wants_write(link);
     }
 }
 
-static bool credit_arrived(struct engine *engine, struct link *link, uint32_t credit) {
+static bool credit_arrived(struct link *link, uint32_t credit) {
     if (credit > EAGER_WINDOW_BYTES - link->eager_left) {
         return link_fail(link, "it gave back more room for early data than was used");
     }
     link->eager_left += credit;
-    if (credit > 0 && link == engine->next && !list_is_empty(&engine->starved)) {
-        list_append_all(&engine->ready, &engine->starved);
+    if (credit > 0 && !list_is_empty(&link->starved)) {
+        list_append_all(&link->ready, &link->starved);
         link_wants_write(link);
     }
     return true;
@@ -66,21 +66,16 @@ static bool credit_arrived(struct engine *engine, struct link *link, uint32_t cr
 
 /* ---- chunks ---- */
 
-static uint8_t *place_of(const struct op *op, uint32_t step, uint32_t chunk, struct ring_range *range) {
-    const struct ring_plan *plan = &op->transfer.plan;
-    *range = ring_chunk(plan, ring_segment_received(plan, step), chunk);
-    return op->result + range->offset * op->element_bytes;
-}
-
 /* The chunk fits the op: it is awaited, comes from the right side and has the right size. */
 static bool chunk_fits(const struct engine *engine, const struct op *op, const struct link *link,
                        const struct frame *frame) {
-    if (link != engine->previous || !ring_transfer_expects(&op->transfer, frame->step, frame->chunk)) {
+    const struct schedule *schedule = &op->transfer.schedule;
+    if (!transfer_expects(&op->transfer, frame->step, frame->chunk)) {
         return false;
     }
-    struct ring_range range;
-    place_of(op, frame->step, frame->chunk, &range);
-    return frame->payload_bytes == range.count * op->element_bytes;
+    struct step step = schedule_step(schedule, frame->step);
+    struct chunk_range range = schedule_chunk(schedule, step.receives, frame->chunk);
+    return link == engine->edges[step.from] && frame->payload_bytes == range.count * op->element_bytes;
 }
 
 static bool unexpected(struct link *link, const struct frame *frame) {
@@ -88,37 +83,68 @@ static bool unexpected(struct link *link, const struct frame *frame) {
                      (unsigned)frame->step, (unsigned)frame->chunk, (unsigned)frame->payload_bytes);
 }
 
-/* A result is reported only when the next rank's grant has come as well: if it was not needed, it may be
- * under way for long, and would be taken for the grant of the next op under this tag. */
-static void report_if_whole(struct engine *engine, struct op *op) {
-    if (op->granted && ring_transfer_whole(&op->transfer)) {
-        engine_report(engine, op, REPORT_WHOLE);
+/* Before the chunk is written to where it is stored. */
+static uint8_t *open_place(struct op *op, const struct step *step, uint32_t chunk) {
+    if (step->target == BUFFER_RESULT) {
+        engine_save_input(op, step->receives, chunk);
+    }
+    struct chunk_range range = schedule_chunk(&op->transfer.schedule, step->receives, chunk);
+    return engine_place(op, step->target, step->target_level, range);
+}
+
+/* place = arrived (op) own; `place` may be `arrived`. */
+static void reduce_chunk(struct op *op, const struct step *step, uint32_t chunk, uint8_t *place,
+                         const uint8_t *arrived) {
+    const struct schedule *schedule = &op->transfer.schedule;
+    const struct op_descriptor *descriptor = &op->call->descriptor;
+    struct chunk_range range = schedule_chunk(schedule, step->receives, chunk);
+    const uint8_t *own = engine_place(op, step->own, step->own_level, range);
+    const uint8_t *first = step->own_first ? own : arrived, *second = step->own_first ? arrived : own;
+    reduce(descriptor->datatype, descriptor->reduce_op, place, first, second, range.count);
+    if (descriptor->reduce_op == pcclAvg && step->finishes) {
+        reduce_divide(descriptor->datatype, place, schedule->world, range.count);
+    }
+}
+
+/* What has arrived lies in its level. It is reduced with what came before, when that is complete. */
+static void work_off_in_order(struct op *op, uint32_t chunk) {
+    uint32_t due;
+    while (transfer_due(&op->transfer, chunk, &due)) {
+        struct step step = schedule_step(&op->transfer.schedule, due);
+        uint8_t *place = open_place(op, &step, chunk);
+        if (step.reduces) {
+            reduce_chunk(op, &step, chunk, place, place);
+        }
+        transfer_done(&op->transfer, due, chunk);
     }
 }
 
 /* Reduces or stores a chunk that fits. `payload` may be its place already. */
 static void use_chunk(struct engine *engine, struct op *op, const struct frame *frame, const uint8_t *payload,
                       uint32_t crc) {
-    const struct ring_plan *plan = &op->transfer.plan;
-    const struct op_descriptor *descriptor = &op->call->descriptor;
-    struct ring_range range;
-    uint8_t *place = place_of(op, frame->step, frame->chunk, &range);
-    engine_save_input(op, ring_segment_received(plan, frame->step), frame->chunk);
-    if (ring_step_reduces(plan, frame->step)) {
-        const uint8_t *own = (const uint8_t *)op->call->input + range.offset * op->element_bytes;
-        reduce(descriptor->datatype, descriptor->reduce_op, place, payload, own, range.count);
-        if (descriptor->reduce_op == pcclAvg && ring_step_finishes(plan, frame->step)) {
-            reduce_divide(descriptor->datatype, place, plan->world, range.count);
-        }
-    } else {
-        if (payload != place) {
-            memcpy(place, payload, frame->payload_bytes);
-        }
-        op->crcs[ring_segment_received(plan, frame->step) * plan->chunks_per_segment + frame->chunk] = crc;
+    const struct schedule *schedule = &op->transfer.schedule;
+    struct step step = schedule_step(schedule, frame->step);
+    uint8_t *place = open_place(op, &step, frame->chunk);
+    bool stores = schedule->in_order || !step.reduces;
+    if (stores && payload != place) {
+        memcpy(place, payload, frame->payload_bytes);
     }
     op->call->rx_bytes += FRAME_HEADER_BYTES + frame->payload_bytes + FRAME_TRAILER_BYTES;
-    ring_transfer_received(&op->transfer, frame->step, frame->chunk);
-    report_if_whole(engine, op);
+    transfer_received(&op->transfer, frame->step, frame->chunk);
+    if (schedule->in_order) {
+        work_off_in_order(op, frame->chunk);
+    } else {
+        if (step.reduces) {
+            reduce_chunk(op, &step, frame->chunk, place, payload);
+        } else {
+            op->crcs[step.receives * schedule->chunks_per_segment + frame->chunk] = crc;
+        }
+        transfer_done(&op->transfer, frame->step, frame->chunk);
+    }
+    if (schedule->tree) {
+        engine_offer(engine, op, frame->step + 1u);
+    }
+    engine_check_whole(engine, op);
     engine_op_moved(engine, op);
 }
 
@@ -129,15 +155,19 @@ static bool grant_matched(struct engine *engine, struct op *op, struct link *lin
     if (is_given_up(engine, op, link, frame)) {
         return true;
     }
-    if (link != engine->next || op->granted) {
+    int edge = 0;
+    while (edge < MAX_EDGES && (engine->edges[edge] != link || (op->sends_over >> edge & 1) == 0)) {
+        edge++;
+    }
+    if (edge == MAX_EDGES || (op->granted >> edge & 1) != 0) {
         return link_fail(link, "it granted an op twice, or one that it does not receive");
     }
-    op->granted = true;
-    op->grant = frame->grant;
+    op->granted |= 1u << edge;
+    op->grants[edge] = frame->grant;
     op->call->rx_bytes += FRAME_HEADER_BYTES;
     list_remove(&op->ready); /* it may have been among the starved */
     engine_op_moved(engine, op);
-    report_if_whole(engine, op);
+    engine_check_whole(engine, op);
     return true;
 }
 
@@ -163,7 +193,7 @@ static void drop(struct engine *engine, struct link *link, struct held_frame *he
     link->held_grants -= held->frame.type == FRAME_GRANT;
     engine->held_count--;
     if (held->frame.type == FRAME_DATA) {
-        give_back_room(engine, link, held->frame.payload_bytes);
+        give_back_room(link, held->frame.payload_bytes);
     }
     free(held);
 }
@@ -228,7 +258,7 @@ void engine_sort_held(struct engine *engine) {
 /* ---- from the streams ---- */
 
 bool engine_control_frame(struct engine *engine, struct link *link, const struct frame *frame) {
-    if (!credit_arrived(engine, link, frame->credit)) {
+    if (!credit_arrived(link, frame->credit)) {
         return false;
     }
     if (frame->type == FRAME_PING) {
@@ -268,14 +298,13 @@ static bool begin_chunk(struct engine *engine, struct stream *stream, struct op 
         return unexpected(stream->link, frame);
     }
     in->op = op;
-    if (ring_step_reduces(&op->transfer.plan, frame->step)) {
+    struct step step = schedule_step(&op->transfer.schedule, frame->step);
+    if (step.reduces && !op->transfer.schedule.in_order) {
         in->payload = stream_scratch(stream, frame->payload_bytes);
         in->sink = SINK_SCRATCH;
         return in->payload != NULL || link_fail(stream->link, "out of memory");
     }
-    struct ring_range range;
-    in->payload = place_of(op, frame->step, frame->chunk, &range);
-    engine_save_input(op, ring_segment_received(&op->transfer.plan, frame->step), frame->chunk);
+    in->payload = open_place(op, &step, frame->chunk);
     in->sink = SINK_RESULT;
     return true;
 }
@@ -310,7 +339,7 @@ bool engine_data_begin(struct engine *engine, struct stream *stream) {
     in->payload = NULL;
     in->op = NULL;
     in->held = NULL;
-    if (!credit_arrived(engine, stream->link, in->frame.credit)) {
+    if (!credit_arrived(stream->link, in->frame.credit)) {
         return false;
     }
     if (in->frame.flags & FRAME_EAGER) {
@@ -349,7 +378,7 @@ bool engine_data_end(struct engine *engine, struct stream *stream, bool cancelle
         use_chunk(engine, op, &in->frame, in->payload, in->crc);
     }
     if (in->frame.flags & FRAME_EAGER) {
-        give_back_room(engine, stream->link, in->frame.payload_bytes);
+        give_back_room(stream->link, in->frame.payload_bytes);
     }
     return true;
 }

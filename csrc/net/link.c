@@ -271,6 +271,9 @@ void link_build(struct link_set *set, const struct link_plan *plan, const struct
                           .ping_interval_ns = heartbeat_ns(set),
                           .eager_left = EAGER_WINDOW_BYTES};
     list_init(&link->held);
+    list_init(&link->ready);
+    list_init(&link->starved);
+    list_init(&link->granting);
     link->streams = calloc(plan->streams, sizeof link->streams[0]);
     if (link->streams == NULL) {
         link_fail(link, "out of memory");
@@ -341,7 +344,7 @@ bool link_stream_ready(struct stream *stream) {
 
 static bool has_output(const struct link *link, const struct stream *stream) {
     return stream->state == STREAM_OPEN && stream->item.writable &&
-           (stream->out.count > 0 || engine_has_output(link->set->engine, link));
+           (stream->out.count > 0 || engine_has_output(link));
 }
 
 /* One stream writes one batch, the next one in turn that can. Returns whether there is more to write. To

@@ -46,6 +46,9 @@ struct link {
     uint32_t eager_left, eager_taken, credit_due;
     struct list held; /* struct held_frame: for ops that have not been called here yet */
     uint32_t held_grants;
+    /* Ops (struct op), in turn: that may send a chunk, that wait for eager room, that have a grant to send.
+     */
+    struct list ready, starved, granting;
 };
 
 struct link_set {

@@ -21,8 +21,8 @@ static inline void cursor_descriptor(struct cursor *cursor, struct op_descriptor
     cursor_require(cursor, descriptor->quant_algorithm <= pcclQuantZeroPointScale);
     cursor_u8(cursor, &descriptor->algorithm);
     cursor_require(cursor, descriptor->algorithm < OP_ALGORITHM_END);
-    cursor_u16(cursor, &descriptor->root);
-    cursor_require(cursor, descriptor->root < MAX_PEERS);
+    cursor_u16(cursor, &descriptor->root_or_world);
+    cursor_require(cursor, descriptor->root_or_world <= MAX_PEERS);
     cursor_u64(cursor, &descriptor->count);
 }
 

@@ -106,6 +106,7 @@ static void body_propose(struct cursor *cursor, struct message_propose *propose)
     cursor_bool(cursor, &propose->has_guilty_tag);
     cursor_u64(cursor, &propose->guilty_tag);
     reason(cursor, propose->reason);
+    cursor_u32(cursor, &propose->tree_bytes);
     cursor_u16(cursor, &propose->rank);
     cursor_u16(cursor, &propose->world);
     cursor_require(cursor, propose->rank < propose->world && propose->world <= MAX_PEERS);
@@ -116,6 +117,8 @@ static void body_propose(struct cursor *cursor, struct message_propose *propose)
     }
     for (uint16_t i = 0; i < propose->world && !cursor->failed; i++) {
         member(cursor, &propose->members[i]);
+        cursor_u16(cursor, &propose->places[i]);
+        cursor_require(cursor, propose->places[i] < propose->world);
     }
 }
 

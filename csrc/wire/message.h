@@ -50,7 +50,7 @@ enum message_type {
 };
 
 enum op_kind { OP_ALL_REDUCE = 1, OP_BROADCAST, OP_ALL_GATHER, OP_REDUCE_SCATTER, OP_BARRIER, OP_KIND_END };
-enum op_algorithm { OP_ALGORITHM_RING = 0, OP_ALGORITHM_END };
+enum op_algorithm { OP_ALGORITHM_AUTO = 0, OP_ALGORITHM_RING, OP_ALGORITHM_TREE, OP_ALGORITHM_END };
 enum vote_kind {
     VOTE_NONE = 0,
     VOTE_UPDATE_TOPOLOGY,
@@ -73,9 +73,10 @@ struct op_descriptor {
     uint8_t reduce_op;      /* pcclRedOp_t */
     uint8_t quant_datatype; /* pcclDataType_t */
     uint8_t quant_algorithm;
-    uint8_t algorithm; /* enum op_algorithm */
-    uint16_t root;     /* rank, for broadcast */
-    uint64_t count;    /* elements */
+    uint8_t algorithm; /* enum op_algorithm, as the caller wishes */
+    /* broadcast: the root's rank; all-gather and reduce-scatter: the world that the buffers are made for */
+    uint16_t root_or_world;
+    uint64_t count; /* elements: of the input, or of the result of a reduce-scatter; 0 for a barrier */
 };
 
 struct message_hello {
@@ -115,7 +116,7 @@ struct link_plan {
     struct id key;
 };
 
-enum { MAX_LINKS = 8 }; /* of one peer in one epoch */
+enum { MAX_LINKS = 16 }; /* of one peer in one epoch: two for the ring, the rest for the tree */
 
 struct message_propose {
     uint64_t epoch;
@@ -124,9 +125,11 @@ struct message_propose {
     bool has_guilty_tag; /* then only the op with that tag gets `status`, others RankConnectionLost */
     uint64_t guilty_tag;
     char reason[MAX_REASON_BYTES + 1]; /* why the epoch before has ended */
+    uint32_t tree_bytes; /* ops of up to so many bytes use the tree; 0: there is none in this epoch */
     uint16_t rank, world;
     uint16_t link_count;
     struct link_plan links[MAX_LINKS];
+    uint16_t places[MAX_PEERS];       /* of the members in the tree; a permutation */
     struct member members[MAX_PEERS]; /* in ring order, `world` of them */
 };
 
@@ -231,7 +234,7 @@ struct message_op_conflict {
 
 struct message_op_abort {
     uint64_t epoch, tag;
-    uint16_t status;
+    uint16_t status; /* pcclRankConnectionLost: its ranks are not those of the epoch; other ops go on */
     char reason[MAX_REASON_BYTES + 1];
 };
 

@@ -36,7 +36,10 @@ static void check_books(const struct master *master) {
         for (int k = 0; k < group->size; k++) {
             const struct slot *peer = &master->slots[group->ring[k]];
             CHECK(peer->group == i && (peer->state == SLOT_MEMBER || peer->state == SLOT_JOINING));
-            CHECK(!id_is_zero(&group->keys[k]));
+            CHECK(peer->link_count <= MAX_LINKS && (peer->link_count > 0) == (group->size > 1));
+            for (int l = 0; l < peer->link_count; l++) {
+                CHECK(!id_is_zero(&peer->links[l].key) && master->slots[peer->links[l].other].group == i);
+            }
         }
         for (int at = group->used ? group->first_op : NO_MASTER_OP; at != NO_MASTER_OP;
              at = master->ops[at].next) {

@@ -47,7 +47,7 @@ static void check_link_plan(struct world *world, struct epoch_record *record, ui
         seen->acceptor_seen |= !plan->opener;
         return;
     }
-    if (record->link_count == 4 * MAX_WORLD) {
+    if (record->link_count == 8 * MAX_WORLD) {
         violate(world, 7, "epoch %" PRIu64 " has too many links", record->epoch);
     }
     record->links[record->link_count++] = (struct plan_seen){.key = plan->key,
@@ -179,9 +179,10 @@ void check_peer_epoch(struct process *process, const struct peer_action *action)
     process->epoch = record;
     process->commits = 0;
     process->tags = NULL;
-    process->previous = link_find(process, &action->previous);
-    process->next = link_find(process, &action->next);
-    if (action->world > 1 && (process->previous == NULL || process->next == NULL)) {
+    for (int edge = 0; edge < MAX_EDGES; edge++) {
+        process->edges[edge] = link_find(process, &action->edges[edge]);
+    }
+    if (action->world > 1 && (process->edges[EDGE_PREVIOUS] == NULL || process->edges[EDGE_NEXT] == NULL)) {
         trace(world, "%s: epoch %" PRIu64 " begins without a link", process->name, action->epoch);
     }
     world->last_progress = world->now;
@@ -273,6 +274,30 @@ static void check_same_instance(struct process *process, const struct op_record 
     }
 }
 
+static int64_t reduced(const struct op_record *record, uint16_t world, const struct call *call, uint64_t at) {
+    int64_t expected = record->calls[0]->input[at];
+    for (uint16_t rank = 1; rank < world; rank++) {
+        expected = reduce_one(call->descriptor.reduce_op, expected, record->calls[rank]->input[at]);
+    }
+    return expected;
+}
+
+/* Element `i` of the result, from the inputs of those who had the op. */
+static int64_t expected_element(const struct op_record *record, uint16_t world, const struct call *call,
+                                uint64_t i) {
+    uint64_t count = call->descriptor.count;
+    switch (call->descriptor.kind) {
+    case OP_BROADCAST:
+        return record->calls[call->descriptor.root_or_world]->input[i];
+    case OP_ALL_GATHER:
+        return record->calls[i / count]->input[i % count];
+    case OP_REDUCE_SCATTER:
+        return reduced(record, world, call, call->record_rank * count + i);
+    default:
+        return reduced(record, world, call, i);
+    }
+}
+
 void check_finish(struct process *process, struct call *call, const struct sim_op *op) {
     struct world *world = process->world;
     struct op_record *record = call->record;
@@ -284,12 +309,8 @@ void check_finish(struct process *process, struct call *call, const struct sim_o
         violate(world, 2, "tag %" PRIu64 " of epoch %" PRIu64 " is aborted at others and committed at %s",
                 record->tag, record->epoch->epoch, process->name);
     }
-    for (uint64_t i = 0; i < call->descriptor.count; i++) {
-        int64_t expected = record->calls[0]->input[i];
-        for (uint16_t rank = 1; rank < process->epoch->world; rank++) {
-            expected = reduce_one(call->descriptor.reduce_op, expected, record->calls[rank]->input[i]);
-        }
-        if (call->result[i] != expected) {
+    for (uint64_t i = 0; i < call_result_count(call); i++) {
+        if (call->result[i] != expected_element(record, process->epoch->world, call, i)) {
             violate(world, 2, "%s: element %" PRIu64 " of tag %" PRIu64 " in epoch %" PRIu64 " is wrong",
                     process->name, i, call->tag, record->epoch->epoch);
         }
@@ -367,6 +388,7 @@ static bool is_state_lost(const struct call *call) {
 
 static bool allowed_without_faults(const struct process *process, const struct call *call) {
     return call->status == pcclSuccess || process->user.closing || is_state_lost(call) ||
+           (call->kind == CALL_OP && call_names_ranks(call) && call->status == pcclRankConnectionLost) ||
            ((call->kind == CALL_OP || call->vote == VOTE_SYNC_STATE) && call->status == pcclTooFewPeers) ||
            process->world->phase >= PHASE_CLOSING;
 }

@@ -1,6 +1,7 @@
-/* The model of the peer's engine: links with their streams, and ops that move int64 elements along the
- * ring in chunks. The rules are those of csrc/net: data moves to who has granted it; small ops go ahead
- * of the grant while the link's eager window lasts; peer_find_op() says where a frame belongs. */
+/* The model of the peer's engine: links with their streams, and ops that move int64 elements in chunks, by
+ * the schedules of core/schedule.h. The rules are those of csrc/net: data moves to who has granted it; small
+ * ops go ahead of the grant while the link's eager window lasts; peer_find_op() says where a frame belongs.
+ */
 #include <inttypes.h>
 #include <string.h>
 
@@ -85,11 +86,8 @@ void link_close(struct process *process, const struct id *key) {
     link->closed = true;
     close_conns(link, "the link was closed by the other side");
     trace(process->world, "%s: link with %s closes", process->name, link_target_name(link));
-    if (process->previous == link) {
-        process->previous = NULL;
-    }
-    if (process->next == link) {
-        process->next = NULL;
+    for (int edge = 0; edge < MAX_EDGES; edge++) {
+        process->edges[edge] = process->edges[edge] == link ? NULL : process->edges[edge];
     }
     for (struct held **held = &process->held; *held != NULL;) {
         if ((*held)->link == link) {
@@ -181,20 +179,49 @@ static void send_frame(struct link_end *link, const struct frame *frame, const i
     }
 }
 
-static void send_grant(struct process *process, struct sim_op *op) {
-    op->given_grant = ++process->next_grant;
+/* Grants the op to whom it receives from in the first such step from `step` on. */
+static void offer(struct process *process, struct sim_op *op, uint32_t step) {
+    const struct schedule *schedule = &op->transfer.schedule;
+    step = schedule_next_receive(schedule, step);
+    if (step >= schedule->steps) {
+        return;
+    }
+    uint8_t edge = schedule_step(schedule, step).from;
+    if ((op->offered >> edge & 1) != 0) {
+        return;
+    }
+    op->offered |= 1u << edge;
     struct frame frame = {.type = FRAME_GRANT,
                           .epoch = op->epoch,
                           .tag = op->call->tag,
                           .commits_seen = op->commits_seen,
                           .grant = op->given_grant,
                           .descriptor = op->call->descriptor};
-    send_frame(op->previous, &frame, NULL, 0);
+    send_frame(process->edges[edge], &frame, NULL, 0);
 }
 
-static void send_chunk(struct sim_op *op, const struct ring_chunk_id *id, bool eager) {
-    const struct ring_plan *plan = &op->transfer.plan;
-    struct ring_range range = ring_chunk(plan, ring_segment_sent(plan, id->step), id->chunk);
+/* Where the elements of `range` lie. */
+static int64_t *place_of(const struct sim_op *op, uint8_t buffer, uint8_t level, struct chunk_range range) {
+    const struct schedule *schedule = &op->transfer.schedule;
+    uint64_t at = range.offset - schedule_buffer(schedule, (enum buffer_kind)buffer).offset;
+    switch (buffer) {
+    case BUFFER_INPUT:
+        return op->call->input + at;
+    case BUFFER_RESULT:
+        return op->result + at;
+    default:
+        return op->scratch + level * schedule->count + at;
+    }
+}
+
+static struct chunk_range chunk_sent(const struct sim_op *op, const struct chunk_id *id) {
+    const struct schedule *schedule = &op->transfer.schedule;
+    return schedule_chunk(schedule, schedule_step(schedule, id->step).sends, id->chunk);
+}
+
+static void send_chunk(struct process *process, struct sim_op *op, const struct chunk_id *id, bool eager) {
+    struct step step = schedule_step(&op->transfer.schedule, id->step);
+    struct chunk_range range = chunk_sent(op, id);
     struct frame frame = {.type = FRAME_DATA,
                           .flags = eager ? FRAME_EAGER : 0,
                           .step = (uint16_t)id->step,
@@ -203,16 +230,13 @@ static void send_chunk(struct sim_op *op, const struct ring_chunk_id *id, bool e
                           .epoch = op->epoch,
                           .tag = op->call->tag,
                           .commits_seen = op->commits_seen,
-                          .grant = eager ? 0 : op->got_grant,
+                          .grant = eager ? 0 : op->got_grants[step.to],
                           .descriptor = op->call->descriptor};
-    const int64_t *from = id->step == 0 ? op->call->input : op->work;
-    send_frame(op->next, &frame, from + range.offset, (uint32_t)range.count);
-}
-
-static uint64_t next_chunk_bytes(const struct sim_op *op) {
-    const struct ring_plan *plan = &op->transfer.plan;
-    const struct ring_chunk_id *id = &op->transfer.queue[op->transfer.sent];
-    return ring_chunk(plan, ring_segment_sent(plan, id->step), id->chunk).count * sizeof(int64_t);
+    const int64_t *from = place_of(op, step.source, step.source_level, range);
+    if (step.source == BUFFER_INPUT && op->call->descriptor.kind == OP_ALL_GATHER) {
+        memcpy(place_of(op, BUFFER_RESULT, 0, range), from, range.count * sizeof(int64_t));
+    }
+    send_frame(process->edges[step.to], &frame, from, (uint32_t)range.count);
 }
 
 /* Sends all that may go now. */
@@ -220,19 +244,22 @@ static void pump(struct process *process, struct sim_op *op) {
     struct world *world = process->world;
     bool small = op->call->descriptor.count * sizeof(int64_t) <= world->eager_op_bytes;
     while (op->transfer.sent < op->transfer.queued) {
-        bool eager = !op->granted;
-        uint64_t bytes = next_chunk_bytes(op);
-        if (eager && (!small || op->next == NULL || op->next->eager_credit < bytes)) {
+        const struct chunk_id *next = &op->transfer.queue[op->transfer.sent];
+        uint8_t edge = schedule_step(&op->transfer.schedule, next->step).to;
+        bool eager = (op->granted >> edge & 1) == 0;
+        uint64_t bytes = chunk_sent(op, next).count * sizeof(int64_t);
+        struct link_end *link = process->edges[edge];
+        if (eager && (!small || link == NULL || link->eager_credit < bytes)) {
             return;
         }
         if (eager) {
-            op->next->eager_credit -= bytes;
+            link->eager_credit -= bytes;
         }
-        struct ring_chunk_id id;
-        if (!ring_transfer_next(&op->transfer, &id)) {
-            violate(world, 2, "ring_transfer_next gives nothing though something is queued");
+        struct chunk_id id;
+        if (!transfer_next(&op->transfer, &id)) {
+            violate(world, 2, "transfer_next gives nothing though something is queued");
         }
-        send_chunk(op, &id, eager);
+        send_chunk(process, op, &id, eager);
     }
 }
 
@@ -248,7 +275,7 @@ static void give_credit(struct link_end *link, const struct frame *frame) {
 static bool same_descriptor(const struct op_descriptor *a, const struct op_descriptor *b) {
     return a->kind == b->kind && a->datatype == b->datatype && a->reduce_op == b->reduce_op &&
            a->quant_datatype == b->quant_datatype && a->quant_algorithm == b->quant_algorithm &&
-           a->algorithm == b->algorithm && a->root == b->root && a->count == b->count;
+           a->algorithm == b->algorithm && a->root_or_world == b->root_or_world && a->count == b->count;
 }
 
 static void tell_mismatch(struct process *process, uint32_t index, const struct link_end *link,
@@ -267,11 +294,11 @@ static void tell_mismatch(struct process *process, uint32_t index, const struct 
     post(process->world, 0, EVENT_PEER, process, posted, 0);
 }
 
-/* Whole, and granted: a grant that came after the op's end would look like one of the next op under the
- * same tag. It was on its way before the next rank could finish, so this waits for nothing new. */
+/* Whole, and granted by all it sends to: a grant that came after the op's end would look like one of the next
+ * op under the same tag. It was on its way before they could finish, so this waits for nothing new. */
 static void tell_if_whole(struct process *process, uint32_t index) {
     struct sim_op *op = &process->ops[index];
-    if (op->whole || !op->granted || !ring_transfer_whole(&op->transfer)) {
+    if (op->whole || (op->granted & op->sends_over) != op->sends_over || !transfer_whole(&op->transfer)) {
         return;
     }
     op->whole = true;
@@ -281,35 +308,67 @@ static void tell_if_whole(struct process *process, uint32_t index) {
     post(process->world, 0, EVENT_PEER, process, posted, 0);
 }
 
+static void store(struct sim_op *op, const struct step *step, struct chunk_range range,
+                  const int64_t *arrived) {
+    int64_t *place = place_of(op, step->target, step->target_level, range);
+    const int64_t *own = place_of(op, step->own, step->own_level, range);
+    for (uint64_t i = 0; i < range.count; i++) {
+        place[i] =
+            step->reduces ? reduce_one(op->call->descriptor.reduce_op, own[i], arrived[i]) : arrived[i];
+    }
+}
+
+static void work_off_in_order(struct sim_op *op, uint32_t chunk) {
+    uint32_t due;
+    while (transfer_due(&op->transfer, chunk, &due)) {
+        struct step step = schedule_step(&op->transfer.schedule, due);
+        struct chunk_range range = schedule_chunk(&op->transfer.schedule, step.receives, chunk);
+        store(op, &step, range, place_of(op, step.target, step.target_level, range));
+        transfer_done(&op->transfer, due, chunk);
+    }
+}
+
+static void use_chunk(struct sim_op *op, const struct sim_frame *in, const struct step *step,
+                      struct chunk_range range) {
+    const struct frame *frame = &in->frame;
+    transfer_received(&op->transfer, frame->step, frame->chunk);
+    if (op->transfer.schedule.in_order) {
+        memcpy(place_of(op, step->target, step->target_level, range), in->payload,
+               range.count * sizeof(int64_t));
+        work_off_in_order(op, frame->chunk);
+    } else {
+        store(op, step, range, in->payload);
+        transfer_done(&op->transfer, frame->step, frame->chunk);
+    }
+}
+
 static void take_chunk(struct process *process, uint32_t index, const struct link_end *link,
                        const struct sim_frame *in) {
     struct sim_op *op = &process->ops[index];
     const struct frame *frame = &in->frame;
-    const struct ring_plan *plan = &op->transfer.plan;
-    if (link != op->previous) {
-        violate(process->world, 2, "%s: data of tag %" PRIu64 " comes over the wrong link", process->name,
-                frame->tag);
+    if (op->unfit) {
+        return;
     }
     if (!same_descriptor(&frame->descriptor, &op->call->descriptor)) {
         tell_mismatch(process, index, link, frame);
         return;
     }
-    if (!ring_transfer_expects(&op->transfer, frame->step, frame->chunk)) {
+    if (!transfer_expects(&op->transfer, frame->step, frame->chunk)) {
         violate(process->world, 2, "%s: step %u chunk %u of tag %" PRIu64 " is not expected", process->name,
                 (unsigned)frame->step, (unsigned)frame->chunk, frame->tag);
     }
-    struct ring_range range = ring_chunk(plan, ring_segment_received(plan, frame->step), frame->chunk);
+    struct step step = schedule_step(&op->transfer.schedule, frame->step);
+    struct chunk_range range = schedule_chunk(&op->transfer.schedule, step.receives, frame->chunk);
+    if (link != process->edges[step.from]) {
+        violate(process->world, 2, "%s: data of tag %" PRIu64 " comes over the wrong link", process->name,
+                frame->tag);
+    }
     if (range.count != in->count) {
         violate(process->world, 2, "%s: a chunk has %u elements instead of %" PRIu64, process->name,
                 (unsigned)in->count, range.count);
     }
-    for (uint32_t i = 0; i < in->count; i++) {
-        uint64_t at = range.offset + i;
-        op->work[at] = ring_step_reduces(plan, frame->step)
-                           ? reduce_one(op->call->descriptor.reduce_op, op->call->input[at], in->payload[i])
-                           : in->payload[i];
-    }
-    ring_transfer_received(&op->transfer, frame->step, frame->chunk);
+    use_chunk(op, in, &step, range);
+    offer(process, op, frame->step + 1u);
     pump(process, op);
     tell_if_whole(process, index);
 }
@@ -327,19 +386,26 @@ static void hold(struct process *process, struct link_end *link, const struct si
 static void take_grant(struct process *process, uint32_t index, const struct link_end *link,
                        const struct frame *frame) {
     struct sim_op *op = &process->ops[index];
-    if (link != op->next) {
-        violate(process->world, 2, "%s: a grant of tag %" PRIu64 " comes over the wrong link", process->name,
-                frame->tag);
+    if (op->unfit) {
+        return;
     }
     if (!same_descriptor(&frame->descriptor, &op->call->descriptor)) {
         tell_mismatch(process, index, link, frame);
         return;
     }
-    if (op->granted) {
+    int edge = 0;
+    while (edge < MAX_EDGES && (process->edges[edge] != link || (op->sends_over >> edge & 1) == 0)) {
+        edge++;
+    }
+    if (edge == MAX_EDGES) {
+        violate(process->world, 2, "%s: a grant of tag %" PRIu64 " comes over the wrong link", process->name,
+                frame->tag);
+    }
+    if ((op->granted >> edge & 1) != 0) {
         violate(process->world, 2, "%s: tag %" PRIu64 " is granted twice", process->name, frame->tag);
     }
-    op->granted = true;
-    op->got_grant = frame->grant;
+    op->granted |= 1u << edge;
+    op->got_grants[edge] = frame->grant;
     pump(process, op);
     tell_if_whole(process, index);
 }
@@ -379,7 +445,7 @@ void engine_frame(struct link_end *link, const struct sim_frame *in) {
     if (frame->type == FRAME_CREDIT) {
         link->eager_credit += frame->credit;
         for (int i = 0; i < SIM_OPS; i++) {
-            if (process->ops[i].active && process->ops[i].next == link) {
+            if (process->ops[i].active && !process->ops[i].unfit) {
                 pump(process, &process->ops[i]);
             }
         }
@@ -421,22 +487,33 @@ void op_start(struct process *process, const struct peer_action *action) {
     check_start(process, call, action);
     struct sim_op *op = &process->ops[action->op];
     *op = (struct sim_op){.active = true,
+                          .unfit = action->unfit,
                           .call = call,
                           .epoch = action->epoch,
                           .commits_seen = action->commits_seen,
-                          .previous = process->previous,
-                          .next = process->next,
+                          .given_grant = ++process->next_grant,
                           .generation = ++process->op_generation};
-    struct ring_plan plan =
-        ring_plan_make(action->rank, action->world, call->descriptor.count, sizeof(int64_t));
+    if (action->unfit) {
+        return;
+    }
+    struct schedule schedule =
+        schedule_make(call->descriptor.kind, action->tree, action->place, action->world, action->root,
+                      call->descriptor.count, sizeof(int64_t));
     /* A few dozen elements would be one chunk: cut finer, so that chunks overtake each other. */
-    plan.chunk_elements = plan.block_elements;
-    uint64_t longest = ring_segment(&plan, 0).count;
-    plan.chunks_per_segment = (uint32_t)((longest + plan.chunk_elements - 1) / plan.chunk_elements);
-    op->work = arena_take(MAX_CALL_ELEMENTS * sizeof(int64_t));
-    ring_transfer_init(&op->transfer, &plan, arena_take(ring_transfer_bytes(&plan)));
-    send_grant(process, op);
+    schedule.chunk_elements = schedule.block_elements;
+    uint64_t longest = schedule_segment(&schedule, 0).count;
+    schedule.chunks_per_segment =
+        (uint32_t)((longest + schedule.chunk_elements - 1) / schedule.chunk_elements);
+    op->result = arena_take(MAX_CALL_ELEMENTS * sizeof(int64_t));
+    op->scratch = arena_take((schedule.scratch_levels * schedule.count + 1) * sizeof(int64_t));
+    if (call->descriptor.kind == OP_BROADCAST) { /* in place */
+        memcpy(op->result, call->input, schedule.count * sizeof(int64_t));
+    }
+    op->sends_over = schedule_sends_over(&schedule);
+    transfer_init(&op->transfer, &schedule, arena_take(transfer_bytes(&schedule) + 1));
+    offer(process, op, 0);
     pump(process, op);
+    tell_if_whole(process, action->op);
 }
 
 static struct sim_op *find_op(struct process *process, const struct peer_action *action) {
@@ -459,11 +536,16 @@ void op_stop(struct process *process, const struct peer_action *action) {
 void op_finish(struct process *process, const struct peer_action *action) {
     struct sim_op *op = find_op(process, action);
     struct call *call = op->call;
-    if (!op->whole || !ring_transfer_whole(&op->transfer)) {
+    if (op->unfit || !op->whole || !transfer_whole(&op->transfer)) {
         violate(process->world, 2, "%s: tag %" PRIu64 " is committed before its result is whole",
                 process->name, call->tag);
     }
-    memcpy(call->result, op->work, call->descriptor.count * sizeof(int64_t));
+    const struct schedule *schedule = &op->transfer.schedule;
+    struct chunk_range whole = schedule_buffer(schedule, BUFFER_RESULT);
+    uint8_t last = (uint8_t)(schedule->scratch_levels - 1);
+    const int64_t *result =
+        schedule->scratch_levels > 0 ? place_of(op, BUFFER_SCRATCH, last, whole) : op->result;
+    memcpy(call->result, result, whole.count * sizeof(int64_t));
     call->finished = true;
     check_finish(process, call, op);
     op->active = false;

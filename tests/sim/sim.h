@@ -16,7 +16,7 @@
 #include "base/random.h"
 #include "core/master.h"
 #include "core/peer.h"
-#include "core/ring.h"
+#include "core/schedule.h"
 #include "pccl.h"
 #include "wire/frame.h"
 #include "wire/message.h"
@@ -133,14 +133,14 @@ struct call {
 };
 
 struct sim_op {
-    bool active, granted, whole, mismatch_told;
+    bool active, unfit, whole, mismatch_told;
     struct call *call;
     uint64_t epoch, commits_seen;
-    uint32_t given_grant; /* the number that we gave to the previous rank */
-    uint32_t got_grant;   /* the number that the next rank gave to us */
-    struct link_end *previous, *next;
-    struct ring_transfer transfer;
-    int64_t *work;
+    uint32_t given_grant;                  /* the number that we gave to those whom we receive from */
+    uint32_t sends_over, granted, offered; /* sets of edges */
+    uint32_t got_grants[MAX_EDGES];
+    struct transfer transfer;
+    int64_t *result, *scratch;
     uint64_t generation;
 };
 
@@ -272,7 +272,7 @@ struct process {
     struct epoch_record *epoch;
     uint64_t commits;       /* OP_FINISH in this epoch */
     struct tag_count *tags; /* in this epoch */
-    struct link_end *previous, *next;
+    struct link_end *edges[MAX_EDGES];
     struct user user;
     struct sim_sync sync;
     bool expect_complete; /* OP_FINISH was given: the next action must be its PEER_COMPLETE */
@@ -294,7 +294,7 @@ struct epoch_record {
         uint16_t a, b;
         bool opener_seen, acceptor_seen;
         uint16_t streams;
-    } links[4 * MAX_WORLD];
+    } links[8 * MAX_WORLD];
     int link_count;
     struct op_record *ops;
 };
@@ -572,6 +572,10 @@ void check_vote_result(struct world *world, const struct conn *conn,
                        const struct message_vote_result *result);
 void check_peer_epoch(struct process *process, const struct peer_action *action);
 void check_start(struct process *process, struct call *call, const struct peer_action *action);
+uint64_t call_input_count(const struct call *call);
+uint64_t call_result_count(const struct call *call);
+/* Who has which rank matters to it: it fails when a peer leaves. */
+bool call_names_ranks(const struct call *call);
 void check_finish(struct process *process, struct call *call, const struct sim_op *op);
 void check_call_over(struct process *process, struct call *call);
 void check_put_out(struct world *world, const struct conn *conn, const char *how, const char *why);

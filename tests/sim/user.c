@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/describe.h"
 #include "tests/sim/sim.h"
 
 static uint64_t mix(uint64_t a, uint64_t b, uint64_t c) {
@@ -35,11 +36,21 @@ static void plan_round(const struct process *process, uint64_t round, struct rou
     for (int i = 0; i < plan->ops; i++) {
         struct planned_op *op = &plan->op[i];
         op->tag = one_tag ? 0 : chance(&group, 60) ? (uint64_t)i : 1000 + round * MAX_BATCH + (uint64_t)i;
-        op->descriptor.kind = OP_ALL_REDUCE;
+        op->descriptor.kind =
+            chance(&group, 60) ? OP_ALL_REDUCE : (uint8_t)(OP_ALL_REDUCE + below(&group, 5));
         op->descriptor.datatype = pcclInt64;
         op->descriptor.reduce_op =
             (uint8_t[]){pcclSum, pcclSum, pcclMax, pcclProd, pcclMin}[below(&group, 5)];
+        op->descriptor.algorithm = (uint8_t)below(&group, OP_ALGORITHM_END);
         op->descriptor.count = 1 + below(&group, chance(&group, 50) ? 24 : MAX_CALL_ELEMENTS);
+        op->descriptor.root_or_world = 0; /* worked out for each call */
+        if (op->descriptor.kind == OP_ALL_GATHER || op->descriptor.kind == OP_REDUCE_SCATTER) {
+            op->descriptor.count = 1 + below(&group, MAX_CALL_ELEMENTS / MAX_WORLD);
+        } else if (op->descriptor.kind == OP_BARRIER) {
+            op->descriptor.count = 0;
+        } else if (op->descriptor.kind == OP_BROADCAST) {
+            op->descriptor.root_or_world = (uint16_t)below(&group, 8);
+        }
         op->bound_ns = bounded ? world->timeout_ns / 8 + below(&group, 3 * world->timeout_ns) : 0;
     }
 }
@@ -70,11 +81,25 @@ static void think(struct process *process) {
 
 /* ---- calls ---- */
 
+uint64_t call_input_count(const struct call *call) {
+    const struct op_descriptor *descriptor = &call->descriptor;
+    return descriptor->count * (descriptor->kind == OP_REDUCE_SCATTER ? descriptor->root_or_world : 1);
+}
+
+uint64_t call_result_count(const struct call *call) {
+    const struct op_descriptor *descriptor = &call->descriptor;
+    return descriptor->count * (descriptor->kind == OP_ALL_GATHER ? descriptor->root_or_world : 1);
+}
+
+bool call_names_ranks(const struct call *call) {
+    return call->descriptor.kind != OP_ALL_REDUCE && call->descriptor.kind != OP_BARRIER;
+}
+
 /* The same call at the same peer has the same input whenever it is made again. */
 void user_fill(struct call *call) {
     uint64_t base = mix((uint64_t)call->process->index * 7919 + call->round, (uint64_t)call->slot, call->tag);
     for (uint64_t i = 0; i < MAX_CALL_ELEMENTS; i++) {
-        call->input[i] = i < call->descriptor.count ? (int64_t)(base + i * (base >> 40 | 1)) : 0;
+        call->input[i] = i < call_input_count(call) ? (int64_t)(base + i * (base >> 40 | 1)) : 0;
     }
 }
 
@@ -104,8 +129,9 @@ static void trace_call(const struct call *call) {
     } else if (call->kind == CALL_VOTE) {
         snprintf(what, sizeof what, "%s", vote_name(call->vote));
     } else if (call->kind == CALL_OP) {
-        snprintf(what, sizeof what, "all_reduce tag=%" PRIu64 " count=%" PRIu64 "%s", call->tag,
-                 call->descriptor.count, call->blocking ? "" : " async");
+        snprintf(what, sizeof what, "%s tag=%" PRIu64 " count=%" PRIu64 "%s",
+                 op_kind_name(call->descriptor.kind), call->tag, call->descriptor.count,
+                 call->blocking ? "" : " async");
     }
     if (!world->scripted) {
         snprintf(which, sizeof which, " (round %" PRIu64 " slot %d attempt %d)", call->round, call->slot,
@@ -200,18 +226,31 @@ static void begin_batch(struct process *process) {
     user->batch_ready = true;
 }
 
+/* As a caller does who asks for the world size and makes buffers for it. */
+static void fit_to_world(const struct process *process, struct op_descriptor *descriptor) {
+    struct peer_status status;
+    peer_get_status(process->peer, &status);
+    uint16_t world = status.world > 0 ? status.world : 1;
+    if (descriptor->kind == OP_ALL_GATHER || descriptor->kind == OP_REDUCE_SCATTER) {
+        descriptor->root_or_world = world;
+    } else if (descriptor->kind == OP_BROADCAST && descriptor->root_or_world >= world) {
+        descriptor->root_or_world = (uint16_t)(world - 1);
+    }
+}
+
 static void start_op(struct process *process, int slot) {
     struct user *user = &process->user;
     const struct planned_op *planned = &user->plan.op[slot];
     struct call *call = user_call(process, CALL_OP);
     call->tag = planned->tag;
     call->descriptor = planned->descriptor;
+    fit_to_world(process, &call->descriptor);
     call->slot = slot;
     call->attempt = user->attempts[slot];
     call->blocking = !user->plan.async;
     if (take_wrong(process, WRONG_DESCRIPTOR)) {
         call->wrong = true;
-        if (chance(&process->world->random_user, 50)) {
+        if (chance(&process->world->random_user, 50) || call->descriptor.kind != OP_ALL_REDUCE) {
             call->descriptor.reduce_op = call->descriptor.reduce_op == pcclSum ? pcclMax : pcclSum;
         } else {
             call->descriptor.count = call->descriptor.count % MAX_CALL_ELEMENTS + 1;

@@ -1,0 +1,120 @@
+/* The links of a plan: one for each pair of neighbours in the ring or in the tree. */
+#include "base/check.h"
+#include "core/master_state.h"
+#include "core/tree.h"
+
+/* A tree moves more bytes than a ring, in fewer hops. Where they take equally long depends on the network; on
+ * one machine it is at about this much. */
+enum { TREE_BYTES = 128 * 1024 };
+/* Payloads of a tree are small: one stream carries them. */
+enum { TREE_STREAMS = 1 };
+
+static struct master_link *find(struct master *master, int slot, int other) {
+    struct slot *peer = &master->slots[slot];
+    for (int i = 0; i < peer->link_count; i++) {
+        if (peer->links[i].other == other) {
+            return &peer->links[i];
+        }
+    }
+    return NULL;
+}
+
+static void remove_one(struct master *master, int slot, int other) {
+    struct master_link *link = find(master, slot, other);
+    if (link != NULL) {
+        *link = master->slots[slot].links[--master->slots[slot].link_count];
+    }
+}
+
+void master_links_drop(struct master *master, int a, int b) {
+    remove_one(master, a, b);
+    remove_one(master, b, a);
+}
+
+static void add(struct master *master, int slot, const struct master_link *link) {
+    struct slot *peer = &master->slots[slot];
+    CHECK(peer->link_count < 2 * MAX_LINKS);
+    peer->links[peer->link_count++] = *link;
+}
+
+/* A link that the plan has already is enough, however many streams it has. */
+static void need(struct master *master, int a, int b, uint16_t streams) {
+    struct master_link *mine = find(master, a, b);
+    if (mine != NULL && mine->kept) {
+        return;
+    }
+    if (mine != NULL && mine->streams >= streams) {
+        mine->kept = find(master, b, a)->kept = true;
+        return;
+    }
+    master_links_drop(master, a, b);
+    struct master_link link = {.other = (int16_t)b,
+                               .streams = streams,
+                               .opener = !slot_set_has(&master->flipped[a], b),
+                               .kept = true,
+                               .key = random_id(&master->random)};
+    add(master, a, &link);
+    link.other = (int16_t)a;
+    link.opener = !link.opener;
+    add(master, b, &link);
+}
+
+typedef void (*pair_visitor)(void *context, int a, int b);
+
+/* Each pair of the tree once. */
+static void visit_tree(const struct group *group, pair_visitor visit, void *context) {
+    for (uint16_t place = 0; place < group->size; place++) {
+        for (int edge = EDGE_FOLD; edge < MAX_EDGES; edge++) {
+            uint16_t other = tree_partner(group->size, place, (enum edge)edge);
+            if (other != NO_PLACE && place < other) {
+                visit(context, group->tree[place], group->tree[other]);
+            }
+        }
+    }
+}
+
+static void need_for_tree(void *context, int a, int b) {
+    need(context, a, b, TREE_STREAMS);
+}
+
+struct search {
+    const struct master *master;
+    bool found;
+};
+
+static void search_bad(void *context, int a, int b) {
+    struct search *search = context;
+    search->found = search->found || slot_set_has(&search->master->bad[a], b);
+}
+
+static bool has_tree(const struct master *master, const struct group *group) {
+    struct search search = {.master = master};
+    visit_tree(group, search_bad, &search);
+    return group->size >= 2 && !search.found;
+}
+
+uint32_t master_links_tree_bytes(const struct master *master, const struct group *group) {
+    return has_tree(master, group) ? TREE_BYTES : 0;
+}
+
+void master_links_plan(struct master *master, const struct group *group) {
+    for (int i = 0; i < group->size && group->size >= 2; i++) {
+        int a = group->ring[i], b = group->ring[(i + 1) % group->size];
+        uint16_t x = master->slots[a].streams, y = master->slots[b].streams;
+        need(master, a, b, x < y ? x : y);
+    }
+    if (has_tree(master, group)) {
+        visit_tree(group, need_for_tree, master);
+    }
+    for (int i = 0; i < group->size; i++) {
+        struct slot *peer = &master->slots[group->ring[i]];
+        uint16_t kept = 0;
+        for (int k = 0; k < peer->link_count; k++) {
+            if (peer->links[k].kept) {
+                peer->links[kept] = peer->links[k];
+                peer->links[kept++].kept = false;
+            }
+        }
+        peer->link_count = kept;
+    }
+}
