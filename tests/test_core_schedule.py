@@ -146,7 +146,8 @@ def test_places_of_a_tree_meet_each_other(world: int) -> None:
     }
     corners = 1 << (world.bit_length() - 1)
     for (place, edge), other in met.items():
-        assert other != place and other < world
+        assert other != place
+        assert other < world
         assert met[other, edge] == place
     for place in range(world):
         dimensions = sum((place, edge) in met for edge in edges if edge != lib.EDGE_FOLD)
@@ -188,7 +189,8 @@ class Peer:
         if buffer == lib.BUFFER_INPUT:
             own = lib.schedule_buffer(self.schedule, buffer)
             part = lib.schedule_chunk(self.schedule, segment, chunk)
-            assert own.offset <= part.offset and part.offset + part.count <= own.offset + own.count
+            assert own.offset <= part.offset
+            assert part.offset + part.count <= own.offset + own.count
             return self.schedule.place
         return self.held[buffer, level, segment, chunk]
 
@@ -330,7 +332,8 @@ def test_a_scatter_brings_each_rank_its_sum(world: int, count: int) -> None:
 
 def test_a_barrier_is_whole_at_once() -> None:
     peer = Peer(make(lib.OP_BARRIER, RING, 1, 3, 0, size=1))
-    assert lib.transfer_whole(peer.transfer) and not peer.outgoing()
+    assert lib.transfer_whole(peer.transfer)
+    assert not peer.outgoing()
     assert lib.schedule_sends_over(peer.schedule) == 0
     assert not lib.transfer_expects(peer.transfer, 0, 0)
 
