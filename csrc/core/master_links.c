@@ -8,6 +8,8 @@
 enum { TREE_BYTES = 128 * 1024 };
 /* Payloads of a tree are small: one stream carries them. */
 enum { TREE_STREAMS = 1 };
+/* Exchanges of places that are tried, so that a large group does not hold the master up. */
+enum { ARRANGE_TRIES = 2000 };
 
 static struct master_link *find(struct master *master, int slot, int other) {
     struct slot *peer = &master->slots[slot];
@@ -77,27 +79,56 @@ static void need_for_tree(void *context, int a, int b) {
     need(context, a, b, TREE_STREAMS);
 }
 
-struct search {
+struct count {
     const struct master *master;
-    bool found;
+    int bad;
 };
 
-static void search_bad(void *context, int a, int b) {
-    struct search *search = context;
-    search->found = search->found || slot_set_has(&search->master->bad[a], b);
+static void count_bad(void *context, int a, int b) {
+    struct count *count = context;
+    count->bad += slot_set_has(&count->master->bad[a], b);
+}
+
+/* How many of the tree's pairs can't be linked. */
+static int bad_pairs(const struct master *master, const struct group *group) {
+    struct count count = {.master = master};
+    visit_tree(group, count_bad, &count);
+    return count.bad;
 }
 
 static bool has_tree(const struct master *master, const struct group *group) {
-    struct search search = {.master = master};
-    visit_tree(group, search_bad, &search);
-    return group->size >= 2 && !search.found;
+    return group->size >= 2 && bad_pairs(master, group) == 0;
+}
+
+static void swap(int16_t *a, int16_t *b) {
+    int16_t kept = *a;
+    *a = *b;
+    *b = kept;
+}
+
+/* Moves peers to other places as long as that leaves fewer pairs that can't be linked. It need not find a tree
+ * if there is one: without it small ops go round the ring. */
+static void arrange_tree(const struct master *master, struct group *group) {
+    int bad = bad_pairs(master, group), tries = 0;
+    for (int a = 0; a < group->size && bad > 0; a++) {
+        for (int b = a + 1; b < group->size && bad > 0 && tries < ARRANGE_TRIES; b++, tries++) {
+            swap(&group->tree[a], &group->tree[b]);
+            int now = bad_pairs(master, group);
+            if (now < bad) {
+                bad = now;
+            } else {
+                swap(&group->tree[a], &group->tree[b]);
+            }
+        }
+    }
 }
 
 uint32_t master_links_tree_bytes(const struct master *master, const struct group *group) {
     return has_tree(master, group) ? TREE_BYTES : 0;
 }
 
-void master_links_plan(struct master *master, const struct group *group) {
+void master_links_plan(struct master *master, struct group *group) {
+    arrange_tree(master, group);
     for (int i = 0; i < group->size && group->size >= 2; i++) {
         int a = group->ring[i], b = group->ring[(i + 1) % group->size];
         uint16_t x = master->slots[a].streams, y = master->slots[b].streams;

@@ -198,8 +198,9 @@ void master_op_forget(struct master *master, int group); /* all open ops of the 
 void master_op_check(struct master *master);
 
 /* master_links.c: the links of a plan, known by their keys. */
-/* Gives each pair that the group's ring or tree needs a link: the one that it has, or a new one. */
-void master_links_plan(struct master *master, const struct group *group);
+/* Places the group's tree, and gives each pair that ring or tree needs a link: the one that it has, or a new
+ * one. */
+void master_links_plan(struct master *master, struct group *group);
 /* The next plan makes a new one if it needs one. */
 void master_links_drop(struct master *master, int a, int b);
 /* Up to how many bytes the tree serves better than the ring; 0 if its links can't all be made. */
