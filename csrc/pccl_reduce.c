@@ -1,5 +1,6 @@
 /* The public calls of all-reduce: one at a time, async, and many with retries. */
 #define _GNU_SOURCE
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,8 +58,8 @@ static pcclResult_t check_op(const char *call, const void *sendbuf, const void *
     if (from != to && (from < to ? to - from : from - to) < buffer_bytes(descriptor)) {
         return refuse(call, "sendbuf and recvbuf overlap: they must be the same buffer, or two apart");
     }
-    if (options != NULL && options->flags != 0) {
-        return refuse(call, "options->flags must be 0");
+    if (options != NULL && (options->flags & ~(uint32_t)pcclOpRetry) != 0) {
+        return refuse(call, "options->flags has bits that are none of pcclOpFlags_t");
     }
     return pcclSuccess;
 }
@@ -75,6 +76,7 @@ static void fill_call(struct call *call, const void *sendbuf, void *recvbuf,
                                               .datatype = (uint8_t)descriptor->src_descriptor.datatype,
                                               .reduce_op = (uint8_t)descriptor->op,
                                               .count = descriptor->count};
+    call->retry = options != NULL && (options->flags & pcclOpRetry) != 0;
     if (options != NULL && options->timeout_ms != 0) {
         call->deadline_ns = clock_now_ns() + options->timeout_ms * NS_PER_MS;
     }
@@ -91,7 +93,6 @@ static void fill_info(pcclReduceInfo_t *info, const struct call *call) {
 /* ---- one at a time ---- */
 
 static pcclResult_t run_op(struct comm *comm, struct call *call) {
-    call->blocking = true;
     pcclResult_t result = comm_post_op(comm, call);
     if (result == pcclSuccess) {
         comm_wait_any(comm, &call, 1);
@@ -213,6 +214,12 @@ pcclResult_t pcclTestAsyncReduce(const pcclAsyncReduceOp_t *handle, bool *done_o
 
 #define MULTIPLE "pcclAllReduceMultipleWithRetry"
 
+/* What the input of an op in place was before it was committed. */
+struct undo {
+    size_t op;
+    struct buffer input;
+};
+
 /* Up to `limit` of the ops run at a time; `running` are those, in no order. */
 struct window {
     struct comm *comm;
@@ -222,51 +229,83 @@ struct window {
     struct call **running, **idle;
     size_t *op_of; /* which op calls[i] is */
     int limit, running_count, idle_count;
+    struct undo *undo; /* in the order of commits */
+    size_t undo_count;
     pcclResult_t result; /* of the first that failed for good */
+    bool ended;          /* no more are to be started */
     pcclReduceInfo_t info;
 };
 
-static void start_op(struct window *window, struct call *call, size_t op) {
-    const pcclReduceOpDescriptor_t *descriptor = &window->descriptors[op];
-    fill_call(call, descriptor->sendbuf, descriptor->recvbuf, &descriptor->descriptor, NULL);
-    call->blocking = true;
-    window->op_of[call - window->calls] = op;
+/* False if it can't be started now, since the ops of other threads have taken all places. */
+static bool start_next(struct window *window) {
+    struct call *call = window->idle[window->idle_count - 1];
+    const pcclReduceOpDescriptor_t *descriptor = &window->descriptors[window->next];
+    const pcclOpOptions_t options = {.flags = pcclOpRetry};
+    fill_call(call, descriptor->sendbuf, descriptor->recvbuf, &descriptor->descriptor, &options);
+    call->keep_work = true;
     pcclResult_t result = comm_post_op(window->comm, call);
     if (result == pcclSuccess) {
+        window->op_of[call - window->calls] = window->next++;
+        window->idle_count--;
         window->running[window->running_count++] = call;
-    } else {
-        window->result = result; /* the last error stands */
-        window->idle[window->idle_count++] = call;
+        return true;
     }
+    if (result == pcclRefused && window->running_count > 0) {
+        return false;
+    }
+    window->result = result; /* the last error stands */
+    window->ended = true;
+    return false;
 }
 
-/* One op has ended: it is done, or starts again, or ends the whole. */
+/* Such an op fails at all peers, and they go on with the others: so must this one, or they would wait. */
+static bool fails_for_all(uint16_t status) {
+    return status == pcclMismatch || status == pcclTimeout || status == pcclOutOfMemory;
+}
+
+/* One op has ended: it won't be retried any more. */
 static void end_op(struct window *window, int place) {
     struct call *call = window->running[place];
     window->running[place] = window->running[--window->running_count];
+    window->idle[window->idle_count++] = call;
     window->info.tx_bytes += call->tx_bytes;
     window->info.rx_bytes += call->rx_bytes;
-    if (call->status == pcclRankConnectionLost && window->result == pcclSuccess) {
-        start_op(window, call, window->op_of[call - window->calls]);
-        return;
-    }
     if (call->status == pcclSuccess) {
         window->info.local_world_size = (uint32_t)call->value;
-    } else if (window->result == pcclSuccess) {
+        if (call->work.memory != NULL) {
+            size_t op = window->op_of[call - window->calls];
+            window->undo[window->undo_count++] = (struct undo){.op = op, .input = call->work};
+        }
+        return;
+    }
+    buffer_free(&call->work);
+    window->ended = window->ended || !fails_for_all(call->status);
+    if (window->result == pcclSuccess) {
         window->result = comm_result(call);
     }
-    window->idle[window->idle_count++] = call;
 }
 
 static void run_window(struct window *window) {
     for (;;) {
-        while (window->result == pcclSuccess && window->next < window->count && window->idle_count > 0) {
-            start_op(window, window->idle[--window->idle_count], window->next++);
+        while (!window->ended && window->next < window->count && window->idle_count > 0 &&
+               start_next(window)) {
         }
         if (window->running_count == 0) {
             return;
         }
         end_op(window, comm_wait_any(window->comm, window->running, window->running_count));
+    }
+}
+
+/* All or nothing: results in place of what has been committed are taken back if the whole has failed. */
+static void settle_inputs(struct window *window) {
+    while (window->undo_count > 0) { /* the latest first: the buffers of two may be the same */
+        struct undo *undo = &window->undo[--window->undo_count];
+        const pcclReduceOpDescriptor_t *descriptor = &window->descriptors[undo->op];
+        if (window->result != pcclSuccess) {
+            memcpy(descriptor->recvbuf, undo->input.memory, buffer_bytes(&descriptor->descriptor));
+        }
+        buffer_free(&undo->input);
     }
 }
 
@@ -276,7 +315,9 @@ static bool allot_window(struct window *window) {
     window->running = calloc(limit, sizeof *window->running);
     window->idle = calloc(limit, sizeof *window->idle);
     window->op_of = calloc(limit, sizeof *window->op_of);
-    if (window->calls == NULL || window->running == NULL || window->idle == NULL || window->op_of == NULL) {
+    window->undo = calloc(window->count, sizeof *window->undo);
+    if (window->calls == NULL || window->running == NULL || window->idle == NULL || window->op_of == NULL ||
+        window->undo == NULL) {
         return false;
     }
     for (int i = 0; i < window->limit; i++) {
@@ -290,6 +331,35 @@ static void free_window(struct window *window) {
     free(window->running);
     free(window->idle);
     free(window->op_of);
+    free(window->undo);
+}
+
+static int compare_tags(const void *a, const void *b) {
+    uint64_t left = *(const uint64_t *)a, right = *(const uint64_t *)b;
+    return (left > right) - (left < right);
+}
+
+/* Under one tag at most one op can be in flight. */
+static pcclResult_t check_tags(const pcclReduceOpDescriptor_t *descriptors, size_t count) {
+    uint64_t *tags = malloc(count * sizeof *tags);
+    if (tags == NULL) {
+        last_error_set(MULTIPLE ": out of memory");
+        return pcclOutOfMemory;
+    }
+    for (size_t i = 0; i < count; i++) {
+        tags[i] = descriptors[i].descriptor.tag;
+    }
+    qsort(tags, count, sizeof *tags, compare_tags);
+    pcclResult_t result = pcclSuccess;
+    for (size_t i = 1; i < count && result == pcclSuccess; i++) {
+        if (tags[i] == tags[i - 1]) {
+            last_error_set(MULTIPLE ": two of the %zu ops have tag %" PRIu64 ": each needs one of its own",
+                           count, tags[i]);
+            result = pcclInvalidArgument;
+        }
+    }
+    free(tags);
+    return result;
 }
 
 static pcclResult_t check_multiple(const pcclReduceOpDescriptor_t *descriptors, size_t count,
@@ -307,7 +377,7 @@ static pcclResult_t check_multiple(const pcclReduceOpDescriptor_t *descriptors, 
             return result;
         }
     }
-    return pcclSuccess;
+    return count > 1 ? check_tags(descriptors, count) : pcclSuccess;
 }
 
 static pcclResult_t run_multiple(struct comm *comm, const pcclReduceOpDescriptor_t *descriptors, size_t count,
@@ -315,8 +385,11 @@ static pcclResult_t run_multiple(struct comm *comm, const pcclReduceOpDescriptor
     size_t limit = (size_t)max_in_flight < count ? (size_t)max_in_flight : count;
     limit = limit < MAX_OPS ? limit : MAX_OPS;
     struct window window = {.comm = comm, .descriptors = descriptors, .count = count, .limit = (int)limit};
-    if (allot_window(&window)) {
+    if (count == 0) {
+        /* nothing to do, and nobody to wait for */
+    } else if (allot_window(&window)) {
         run_window(&window);
+        settle_inputs(&window);
     } else {
         last_error_set(MULTIPLE ": out of memory");
         window.result = pcclOutOfMemory;
@@ -336,7 +409,7 @@ pcclResult_t pcclAllReduceMultipleWithRetry(const pcclReduceOpDescriptor_t *desc
         return result;
     }
     result = check_multiple(descriptors, count, max_in_flight);
-    if (result == pcclSuccess && count > 0) {
+    if (result == pcclSuccess) {
         result = run_multiple(comm_of(comm), descriptors, count, max_in_flight, info_out);
     }
     comm_leave(comm_of(comm));

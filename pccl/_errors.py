@@ -66,7 +66,7 @@ class EvictedError(PCCLError):
 
 
 class RefusedError(PCCLError):
-    """The master does not let this peer in; the text says why."""
+    """The master does not let this peer in, or a limit is reached; the text says which and what to do."""
 
 
 _CLASSES: dict[Result, type[PCCLError]] = {

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from . import _interrupt
 from ._descriptors import ReduceInfo
 from ._enums import Result
-from ._errors import error_for, last_error
+from ._errors import RefusedError, error_for, last_error
 from ._native import ffi, lib
 
-__all__ = ["InFlight", "NativeOperation", "Outcome", "ThreadOperation"]
+__all__ = ["InFlight", "Operation", "Outcome"]
 
 
 @dataclass(frozen=True)
@@ -25,56 +27,13 @@ class Outcome:
     error: BaseException | None
 
 
-class Operation(Protocol):
-    """What AsyncReduceHandle needs of an op."""
+class Operation:
+    """One op in C, awaited there exactly once, and here as often as you like. Until then it holds the memory
+    that C works on."""
 
-    def wait(self) -> Outcome: ...
-    def done(self) -> bool: ...
-
-
-class InFlight:
-    """The ops of one communicator that have started and are not awaited yet. C may write to their memory, so
-    this holds it, also after a handle was dropped. Given to the communicator's finaliser, which frees it only
-    after the communicator's threads have ended."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._memory: dict[Any, object] = {}
-        self._dropped: list[Any] = []
-
-    def add(self, handle: Any, memory: object) -> None:
-        with self._lock:
-            self._memory[handle] = memory
-
-    def remove(self, handle: Any) -> None:
-        with self._lock:
-            self._memory.pop(handle, None)
-
-    def drop(self, handle: Any) -> None:
-        """Nobody will await this op. Called by __del__, so it takes no lock (list.append is atomic)."""
-        self._dropped.append(handle)
-
-    def reap(self) -> None:
-        """Await the dropped ops that are over."""
-        for _ in range(len(self._dropped)):
-            try:
-                handle = self._dropped.pop(0)
-            except IndexError:  # another thread was faster
-                return
-            done = ffi.new("bool *")
-            if lib.pcclTestAsyncReduce(handle, done) == lib.pcclSuccess and not done[0]:
-                self._dropped.append(handle)
-                continue
-            lib.pcclAwaitAsyncReduce(handle, ffi.NULL)
-            self.remove(handle)
-
-
-class NativeOperation:
-    """One op in C, awaited exactly once."""
-
-    def __init__(self, handle: Any, in_flight: InFlight) -> None:
-        self._handle = handle
-        self._in_flight = in_flight
+    def __init__(self, memory: object) -> None:
+        self.handle = ffi.new("pcclAsyncReduceOp_t *")
+        self._memory: object | None = memory
         self._lock = threading.Lock()
         self._outcome: Outcome | None = None
 
@@ -82,19 +41,19 @@ class NativeOperation:
         with self._lock:
             if self._outcome is None:
                 self._outcome = self._await()
+                self._memory = None
             return self._outcome
 
     def _await(self) -> Outcome:
         info = ffi.new("pcclReduceInfo_t *")
         try:
-            result = _interrupt.try_call(lib.pcclAwaitAsyncReduce, self._handle, info)
+            result = _interrupt.try_call(lib.pcclAwaitAsyncReduce, self.handle, info)
         except BaseException as interruption:
             # The wait was interrupted, and with it the communicator closed: the op is over.
             error = error_for(Result.INVALID_USAGE, f"a signal ended the wait: {interruption!r}")
             self._outcome = Outcome(Result.INVALID_USAGE, ReduceInfo(0, 0, 0), error)
+            self._memory = None
             raise
-        finally:
-            self._in_flight.remove(self._handle)
         failure = None if result == lib.pcclSuccess else last_error(result)
         return Outcome(result, ReduceInfo.from_c(info), failure)
 
@@ -106,38 +65,73 @@ class NativeOperation:
                 return True
             done = ffi.new("bool *")
             # An op that can't be asked any more (its communicator is closed) keeps nobody waiting.
-            return bool(lib.pcclTestAsyncReduce(self._handle, done) != lib.pcclSuccess or done[0])
+            return bool(lib.pcclTestAsyncReduce(self.handle, done) != lib.pcclSuccess or done[0])
         finally:
             self._lock.release()
 
-    def __del__(self) -> None:
-        if self._outcome is None:
-            self._in_flight.drop(self._handle)
 
+class InFlight:
+    """The ops of one communicator that have started and were not seen awaited yet: at most one for each tag.
 
-class ThreadOperation:
-    """A blocking call in a thread of its own: an op that retries. All ops that a lost peer has failed must
-    start again at once, in whatever order they are awaited, or two peers could wait for each other."""
+    C knows an async op by its tag alone, counts it as in flight until it is awaited, and may write to its
+    memory until it is over. So whatever becomes of its handle, it is held here, and awaited in good time once
+    it is over. Given to the communicator's finaliser: memory goes after the communicator's threads are gone.
+    """
 
-    def __init__(self, function: Callable[[], ReduceInfo]) -> None:
-        self._function: Callable[[], ReduceInfo] | None = function
-        self._over = threading.Event()
-        self._outcome = Outcome(Result.INTERNAL_ERROR, ReduceInfo(0, 0, 0), None)
-        threading.Thread(target=self._run, name="pccl-retry", daemon=True).start()
+    _LOOKED_AT = 4  # at a time, once for each op that starts: what is over must not pile up
 
-    def _run(self) -> None:
-        assert self._function is not None
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a signal handler may start an op as well
+        self._by_tag: OrderedDict[int, Operation] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._by_tag)
+
+    def start(self, tag: int, memory: object, call: Callable[[Any], None]) -> Operation:
+        """Start an op by `call`, which gets the handle that C is to fill, and raises if C does not."""
+        with self._lock:
+            self.settle_some()
+            if not self._settle(tag):
+                raise error_for(
+                    Result.INVALID_USAGE,
+                    f"an async op with tag {tag} is under way: await it first, or use another tag",
+                )
+            operation = self._by_tag[tag] = Operation(memory)
+            try:
+                self._call(call, operation)
+            finally:
+                # A signal handler may raise when the op has started already.
+                if operation.handle.comm == ffi.NULL:
+                    del self._by_tag[tag]
+            return operation
+
+    def _call(self, call: Callable[[Any], None], operation: Operation) -> None:
         try:
-            self._outcome = Outcome(Result.SUCCESS, self._function(), None)
-        except BaseException as error:
-            result = getattr(error, "result", Result.INTERNAL_ERROR)
-            self._outcome = Outcome(int(result), ReduceInfo(0, 0, 0), error)
-        self._function = None
-        self._over.set()
+            call(operation.handle)
+        except RefusedError:  # too many in flight: those that are over need not count
+            self.settle()
+            call(operation.handle)
 
-    def wait(self) -> Outcome:
-        self._over.wait()
-        return self._outcome
+    def settle_some(self) -> None:
+        """Await a few, in turn, if they are over."""
+        with self._lock:
+            for tag in list(itertools.islice(self._by_tag, self._LOOKED_AT)):
+                if not self._settle(tag):
+                    self._by_tag.move_to_end(tag)
 
-    def done(self) -> bool:
-        return self._over.is_set()
+    def settle(self) -> None:
+        """Await all that are over."""
+        with self._lock:
+            for tag in list(self._by_tag):
+                self._settle(tag)
+
+    def _settle(self, tag: int) -> bool:
+        """Whether the tag is free."""
+        operation = self._by_tag.get(tag)
+        if operation is None:
+            return True
+        if operation.handle.comm == ffi.NULL or not operation.done():
+            return False  # a signal handler has come in between, or it runs
+        operation.wait()
+        del self._by_tag[tag]
+        return True

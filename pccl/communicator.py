@@ -14,7 +14,7 @@ from typing import Any
 
 from . import _interrupt
 from ._address import resolve
-from ._arrays import Memory, memory_pair
+from ._arrays import memory_pair
 from ._descriptors import (
     QuantizationOptions,
     ReduceDescriptor,
@@ -25,9 +25,9 @@ from ._descriptors import (
     fill_descriptor,
 )
 from ._enums import Attribute, ReduceOp, Result
-from ._errors import PCCLError, PeerLostError, check
+from ._errors import PCCLError, check
 from ._native import ffi, lib
-from ._operations import InFlight, NativeOperation, Operation, ThreadOperation
+from ._operations import InFlight, Operation
 from .state import Progress, SharedState, SharedStateSyncInfo, SharedStateSyncStrategy, progress_from_c
 
 __all__ = ["AsyncReduceHandle", "Communicator"]
@@ -83,6 +83,16 @@ def _integer(value: int, lowest: int, highest: int, what: str) -> int:
     return value
 
 
+def _op_arguments(descriptor: ReduceDescriptor, retry: bool, timeout: float | None) -> tuple[Any, Any]:
+    """The C structs of an op. TypeError or ValueError for what C could not take."""
+    c_descriptor = ffi.new("pcclReduceDescriptor_t *")
+    fill_descriptor(c_descriptor, descriptor)
+    options = ffi.new("pcclOpOptions_t *")
+    options.timeout_ms = _milliseconds(timeout, "timeout")
+    options.flags = lib.pcclOpRetry if retry else 0
+    return c_descriptor, options
+
+
 def _c_string(text: str | None, what: str) -> Any:
     if text is None:
         return ffi.NULL
@@ -94,7 +104,10 @@ def _c_string(text: str | None, what: str) -> Any:
 
 
 class AsyncReduceHandle:
-    """An op that has started. Await it with wait() or result(), from any thread, as often as you like."""
+    """An op that has started. Await it with wait() or result(), from any thread, as often as you like.
+
+    A handle that is dropped does not end its op: it goes on for all peers, and its arrays are held until it
+    is over and the communicator is used again."""
 
     def __init__(self, communicator: Communicator, operation: Operation) -> None:
         self._communicator = communicator  # an op needs its communicator
@@ -201,10 +214,11 @@ class Communicator:
         return self
 
     def close(self) -> None:
-        """Say goodbye. Ends every call that waits on other threads. connect() joins again; closing what is
-        not connected does nothing."""
+        """Say goodbye. Ends every call that waits on other threads, and fails the async ops that are in
+        flight: await them first. connect() joins again; closing what is not connected does nothing."""
         if os.getpid() == self._process_id:
             _interrupt.try_call(lib.pcclCloseCommunicator, self._comm)  # gone all the same if it fails
+            self._in_flight.settle()
 
     def __enter__(self) -> Communicator:
         if not self._info().connected:
@@ -227,6 +241,7 @@ class Communicator:
         The connect() of those who are let in returns together with this call: they go on with what the others
         do next. So a loop ends with it, or a newcomer leaves it out in its first round.
         """
+        self._in_flight.settle()
         _interrupt.call(lib.pcclUpdateTopology, self._handle)
 
     def are_peers_pending(self) -> bool:
@@ -359,33 +374,19 @@ class Communicator:
         """
         source, target = memory_pair(send, recv)
         descriptor = descriptor_for(source, op, tag, operand_descriptor, quantization_options)
-        return self._all_reduce(source, target, descriptor, retry, timeout)
-
-    def _all_reduce(
-        self, source: Memory, target: Memory, descriptor: ReduceDescriptor, retry: bool, timeout: float | None
-    ) -> ReduceInfo:
-        c_descriptor = ffi.new("pcclReduceDescriptor_t *")
-        fill_descriptor(c_descriptor, descriptor)
-        options = ffi.new("pcclOpOptions_t *", {"timeout_ms": _milliseconds(timeout, "timeout")})
+        c_descriptor, options = _op_arguments(descriptor, retry, timeout)
         info = ffi.new("pcclReduceInfo_t *")
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
-        while True:
-            try:
-                _interrupt.call(
-                    lib.pcclAllReduceWithOptions,
-                    source.pointer,
-                    target.pointer,
-                    c_descriptor,
-                    options,
-                    self._handle,
-                    info,
-                )
-                return ReduceInfo.from_c(info)
-            except PeerLostError:
-                if not retry or time.monotonic() >= deadline:
-                    raise
-            if timeout is not None:
-                options.timeout_ms = max(1, math.ceil((deadline - time.monotonic()) * 1000))
+        self._in_flight.settle_some()
+        _interrupt.call(
+            lib.pcclAllReduceWithOptions,
+            source.pointer,
+            target.pointer,
+            c_descriptor,
+            options,
+            self._handle,
+            info,
+        )
+        return ReduceInfo.from_c(info)
 
     def all_reduce_async(
         self,
@@ -400,24 +401,14 @@ class Communicator:
         timeout: float | None = None,
     ) -> AsyncReduceHandle:
         """Start what all_reduce() does. The arrays must not be touched until the op is over; they are kept
-        alive until then. Ops in flight at the same time need different tags; peers may start them in any
-        order."""
+        alive until then, also when the handle is dropped. Ops in flight at the same time need different
+        tags; peers may start them in any order. At most 1024 are in flight on a communicator: one more is a
+        RefusedError, at once, and does no harm to the others."""
         source, target = memory_pair(send, recv)
         descriptor = descriptor_for(source, op, tag, operand_descriptor, quantization_options)
-        if retry:
-            _milliseconds(timeout, "timeout")
-            fill_descriptor(ffi.new("pcclReduceDescriptor_t *"), descriptor)  # wrong arguments raise here
-            operation: Operation = ThreadOperation(
-                lambda: self._all_reduce(source, target, descriptor, True, timeout)
-            )
-            return AsyncReduceHandle(self, operation)
-        self._in_flight.reap()
-        c_descriptor = ffi.new("pcclReduceDescriptor_t *")
-        fill_descriptor(c_descriptor, descriptor)
-        options = ffi.new("pcclOpOptions_t *", {"timeout_ms": _milliseconds(timeout, "timeout")})
-        handle = ffi.new("pcclAsyncReduceOp_t *")
-        self._in_flight.add(handle, (source, target))
-        try:
+        c_descriptor, options = _op_arguments(descriptor, retry, timeout)
+
+        def start(handle: Any) -> None:
             _interrupt.call(
                 lib.pcclAllReduceAsyncWithOptions,
                 source.pointer,
@@ -427,17 +418,21 @@ class Communicator:
                 self._handle,
                 handle,
             )
-        except BaseException:
-            self._in_flight.remove(handle)
-            raise
-        return AsyncReduceHandle(self, NativeOperation(handle, self._in_flight))
+
+        return AsyncReduceHandle(self, self._in_flight.start(descriptor.tag, (source, target), start))
 
     def all_reduce_multiple_with_retry(
         self, descriptors: Sequence[ReduceOpDescriptor], *, max_in_flight: int = 4
     ) -> ReduceInfo:
-        """Several ops at once, up to `max_in_flight` of them running; those that a lost peer fails are done
-        again, until all have succeeded or this peer is alone (TooFewPeersError). The bytes of the ReduceInfo
-        are sums."""
+        """Several ops, started in the order of `descriptors`, each as soon as fewer than `max_in_flight` run;
+        beyond 1024 it makes no difference. Those that a lost peer fails are done again with the peers that
+        are left, until all have succeeded or this peer is alone (TooFewPeersError). Unless all have
+        succeeded, all inputs are as they were, those of ops in place too: that takes a copy of them.
+
+        All peers pass the same list; its tags must differ (InvalidArgumentError). An op that differs among
+        the peers fails at all of them; the others are run all the same, and the first failure is raised. The
+        bytes of the ReduceInfo are sums."""
+        descriptors = list(descriptors)  # holds the arrays
         _integer(max_in_flight, 1, 2**31 - 1, "max_in_flight")
         items = ffi.new("pcclReduceOpDescriptor_t[]", len(descriptors))
         for i, descriptor in enumerate(descriptors):

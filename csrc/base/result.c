@@ -20,7 +20,7 @@
     X(pcclMasterConnectionLost, "the connection to the master was lost; connect again")                      \
     X(pcclMismatch, "peers called different things")                                                         \
     X(pcclEvicted, "the master has put this peer out of the run; connect again")                             \
-    X(pcclRefused, "the master does not let this peer in")                                                   \
+    X(pcclRefused, "the master does not let this peer in, or a limit is reached")                            \
     X(pcclOutOfMemory, "out of memory")
 
 #define NAME(result, text) [result] = #result,

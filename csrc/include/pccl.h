@@ -48,7 +48,7 @@ typedef enum pcclResult_t {
     pcclMasterConnectionLost = 14, /* the run is over for this communicator: connect again */
     pcclMismatch = 15,             /* peers called different things */
     pcclEvicted = 16,              /* the master put this peer out: connect again */
-    pcclRefused = 17,              /* the master does not let this peer in (version, secret, limits) */
+    pcclRefused = 17,              /* the master does not let this peer in (version, secret), or a limit */
     pcclOutOfMemory = 18
 } pcclResult_t;
 
@@ -196,10 +196,14 @@ typedef struct pcclBuildInfo_t {
     bool has_cuda_support;
 } pcclBuildInfo_t;
 
+typedef enum pcclOpFlags_t {
+    pcclOpRetry = 1 /* when a peer is lost, start again with those that are left, at once; see below */
+} pcclOpFlags_t;
+
 /* Optional for one op; zero means the default. */
 typedef struct pcclOpOptions_t {
     uint32_t timeout_ms; /* the op fails for all with pcclTimeout when it takes longer; 0: no bound */
-    uint32_t flags;      /* 0 */
+    uint32_t flags;      /* of pcclOpFlags_t */
 } pcclOpOptions_t;
 
 /* What a communicator knows of itself. Ids are 16 random bytes; rank and world size are those of the
@@ -261,7 +265,11 @@ PCCL_EXPORT pcclResult_t pcclOptimizeTopology(const pcclComm_t *comm);
 
 /* All peers of the group call with the same tag and an equal descriptor. sendbuf == recvbuf is in place;
  * other overlaps are refused. On failure sendbuf is as it was. Blocks until the op is committed or has
- * failed; it waits for peers that have not called yet (see straggler_timeout_ms). */
+ * failed; it waits for peers that have not called yet (see straggler_timeout_ms).
+ *
+ * At most 1024 ops are in flight on a communicator: one more fails at once with pcclRefused, and does no harm
+ * to the others. With pcclOpRetry an op never fails with pcclRankConnectionLost, unless its timeout_ms is
+ * over. */
 PCCL_EXPORT pcclResult_t pcclAllReduce(const void *sendbuf, void *recvbuf,
                                        const pcclReduceDescriptor_t *descriptor, const pcclComm_t *comm,
                                        pcclReduceInfo_t *PCCL_NULLABLE info_out);
@@ -270,7 +278,9 @@ PCCL_EXPORT pcclResult_t pcclAllReduceWithOptions(const void *sendbuf, void *rec
                                                   const pcclOpOptions_t *PCCL_NULLABLE options,
                                                   const pcclComm_t *comm,
                                                   pcclReduceInfo_t *PCCL_NULLABLE info_out);
-/* Returns at once. The buffers belong to pccl until the handle has been awaited. */
+/* Returns at once. The buffers belong to pccl until the op has ended: they must be there, and must not be
+ * touched. Ops in flight have different tags (pcclInvalidUsage); peers may start them in any order. Every
+ * handle has to be awaited, and counts as in flight until then. */
 PCCL_EXPORT pcclResult_t pcclAllReduceAsync(const void *sendbuf, void *recvbuf,
                                             const pcclReduceDescriptor_t *descriptor, const pcclComm_t *comm,
                                             pcclAsyncReduceOp_t *handle_out);
@@ -279,13 +289,18 @@ PCCL_EXPORT pcclResult_t pcclAllReduceAsyncWithOptions(const void *sendbuf, void
                                                        const pcclOpOptions_t *PCCL_NULLABLE options,
                                                        const pcclComm_t *comm,
                                                        pcclAsyncReduceOp_t *handle_out);
-/* From any thread, once per handle. */
+/* From any thread, once per handle; blocks until the op has ended. pcclInvalidArgument if it was awaited
+ * before, or if its tag was used again after it had ended. */
 PCCL_EXPORT pcclResult_t pcclAwaitAsyncReduce(const pcclAsyncReduceOp_t *handle,
                                               pcclReduceInfo_t *PCCL_NULLABLE info_out);
 /* Whether awaiting would return at once. Never blocks. */
 PCCL_EXPORT pcclResult_t pcclTestAsyncReduce(const pcclAsyncReduceOp_t *handle, bool *done_out);
-/* Keeps up to `max_in_flight` of the ops running and retries those that a lost peer has failed, until
- * all have succeeded or this peer is alone (pcclTooFewPeers). info_out sums up the bytes. */
+/* Runs `count` ops, started in the order given: whenever one ends the next is started, so that up to
+ * `max_in_flight` (>= 1) of them run at any time; beyond 1024 it makes no difference. Those that a lost peer
+ * has failed are retried, until all have succeeded or this peer is alone (pcclTooFewPeers). Unless all have
+ * succeeded, every sendbuf is as it was, also in place, where the call needs room for a copy of all inputs.
+ * Tags must differ (pcclInvalidArgument). An op that differs among the peers fails at all of them; the
+ * others are run all the same, and the call returns the first failure. info_out sums up the bytes. */
 PCCL_EXPORT pcclResult_t pcclAllReduceMultipleWithRetry(const pcclReduceOpDescriptor_t *descriptors,
                                                         size_t count, const pcclComm_t *comm,
                                                         pcclReduceInfo_t *PCCL_NULLABLE info_out,

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 enum { MAX_KEPT_BUFFERS = 4 };
 
@@ -27,6 +28,11 @@ void buffer_pool_free(struct buffer_pool *pool);
 struct buffer buffer_pool_take(struct buffer_pool *pool, size_t bytes);
 /* Keeps or frees it; *buffer is empty afterwards. Ignores an empty one. */
 void buffer_pool_give(struct buffer_pool *pool, struct buffer *buffer, uint64_t now_ns);
+/* Frees it without keeping it. *buffer is empty afterwards. */
+static inline void buffer_free(struct buffer *buffer) {
+    free(buffer->memory);
+    *buffer = (struct buffer){NULL, 0};
+}
 /* Frees what was last used before `before_ns`. Returns when the oldest of the rest was; UINT64_MAX: none. */
 uint64_t buffer_pool_trim(struct buffer_pool *pool, uint64_t before_ns);
 

@@ -21,6 +21,8 @@ struct call {
     enum peer_event_kind kind; /* PEER_EVENT_CONNECT, _CLOSE, _VOTE, _SYNC, _OP, or _SYNC_REPORT */
     uint8_t vote;
     bool blocking;
+    bool retry;     /* starts again when a lost peer has failed it, until its deadline */
+    bool keep_work; /* `work` is not given back when it is done; after a commit it holds the whole input */
     uint64_t tag;
     uint64_t deadline_ns; /* 0: none */
     struct op_descriptor descriptor;
@@ -47,7 +49,7 @@ struct call {
     bool abandoned; /* nobody waits any more: the net thread frees it */
 
     /* The table of calls that can be awaited: under the mutex as well. */
-    struct list async_node, age_node;
+    struct list async_node;
     bool awaited; /* a thread waits for it */
 
     uint64_t number; /* the net thread's */

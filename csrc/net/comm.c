@@ -298,7 +298,14 @@ bool comm_is_mixture(struct comm *comm, const struct digest *content) {
 
 /* ---- ops ---- */
 
-pcclResult_t comm_post_op(struct comm *comm, struct call *call) {
+static pcclResult_t no_place(void) {
+    last_error_set("%d collectives are in flight on this communicator, which is the limit: await some first",
+                   (int)MAX_OPS);
+    return pcclRefused;
+}
+
+/* The call has its place. */
+static pcclResult_t post_op(struct comm *comm, struct call *call) {
     if (call->work_bytes > 0) {
         call->work = buffer_pool_take(&comm->pool, call->work_bytes);
         if (call->work.memory == NULL) {
@@ -315,15 +322,32 @@ pcclResult_t comm_post_op(struct comm *comm, struct call *call) {
     return pcclSuccess;
 }
 
+pcclResult_t comm_post_op(struct comm *comm, struct call *call) {
+    call->blocking = true;
+    if (!mailbox_take_place(&comm->mailbox)) {
+        return no_place();
+    }
+    pcclResult_t result = post_op(comm, call);
+    if (result != pcclSuccess) {
+        mailbox_free_place(&comm->mailbox);
+    }
+    return result;
+}
+
 pcclResult_t comm_start_async(struct comm *comm, struct call *call) {
     call->blocking = false;
+    if (!mailbox_take_place(&comm->mailbox)) {
+        free(call);
+        return no_place();
+    }
     if (!mailbox_add_async(&comm->mailbox, call)) {
+        mailbox_free_place(&comm->mailbox);
         last_error_set("an async op with tag %" PRIu64 " is under way: await it first, or use another tag",
                        call->tag);
         free(call);
         return pcclInvalidUsage;
     }
-    pcclResult_t result = comm_post_op(comm, call);
+    pcclResult_t result = post_op(comm, call);
     if (result != pcclSuccess) {
         mailbox_remove_async(&comm->mailbox, call);
         free(call);

@@ -49,7 +49,8 @@ void comm_set_mixture(struct comm *comm, const struct digest *content);
 bool comm_is_mixture(struct comm *comm, const struct digest *content);
 
 /* Hands an op to the net thread: of `call`, what is asked is filled in, the rest is zero. If it is in
- * place, the room for a copy of its input is taken here. Unless this succeeds, the call was not made. */
+ * place, the room for a copy of its input is taken here. Unless this succeeds, the call was not made;
+ * pcclRefused: as many as may be are in flight. It is to be awaited. */
 pcclResult_t comm_post_op(struct comm *comm, struct call *call);
 /* Waits until one of the calls is done and returns its place. Asks the interrupt check meanwhile. Their
  * results are in the calls; the last error is not set. */
@@ -57,7 +58,8 @@ int comm_wait_any(struct comm *comm, struct call *const *calls, int count);
 /* The status of a call that is done; sets the last error. */
 pcclResult_t comm_result(const struct call *call);
 
-/* The same for ops that are awaited by tag. Starting takes over `call` (from malloc), whatever it returns. */
+/* The same for ops that are awaited by tag; each counts as in flight until then. Starting takes over `call`
+ * (from malloc), whatever it returns. */
 pcclResult_t comm_start_async(struct comm *comm, struct call *call);
 /* *call_out is done, and the caller's to free; pcclInvalidArgument if there is none with this tag. */
 pcclResult_t comm_await_async(struct comm *comm, uint64_t tag, struct call **call_out);

@@ -45,7 +45,6 @@ int mailbox_init(struct mailbox *mailbox) {
         return -ENOMEM;
     }
     list_init(&mailbox->posted);
-    list_init(&mailbox->done);
     for (int i = 0; i < ASYNC_BUCKETS; i++) {
         list_init(&mailbox->async[i]);
     }
@@ -81,6 +80,18 @@ static void wake(int fd) {
         written = write(fd, &one, sizeof one);
     } while (written < 0 && errno == EINTR);
     CHECK(written == (ssize_t)sizeof one || errno == EAGAIN); /* EAGAIN: it is awake all the more */
+}
+
+bool mailbox_take_place(struct mailbox *mailbox) {
+    unsigned taken = atomic_load(&mailbox->op_count);
+    while (taken < MAX_OPS && !atomic_compare_exchange_weak(&mailbox->op_count, &taken, taken + 1)) {
+    }
+    return taken < MAX_OPS;
+}
+
+void mailbox_free_place(struct mailbox *mailbox) {
+    unsigned taken = atomic_fetch_sub(&mailbox->op_count, 1);
+    CHECK(taken > 0);
 }
 
 bool mailbox_post(struct mailbox *mailbox, struct call *call) {
@@ -210,15 +221,11 @@ static struct call *find_async(struct mailbox *mailbox, uint64_t tag) {
 
 static void forget_async(struct mailbox *mailbox, struct call *call) {
     list_remove(&call->async_node);
-    if (!list_is_empty(&call->age_node)) {
-        list_remove(&call->age_node);
-        mailbox->done_count--;
-    }
+    mailbox_free_place(mailbox);
 }
 
 bool mailbox_add_async(struct mailbox *mailbox, struct call *call) {
     list_init(&call->async_node);
-    list_init(&call->age_node);
     call->awaited = false;
     pthread_mutex_lock(&mailbox->mutex);
     struct call *former = find_async(mailbox, call->tag);
@@ -264,23 +271,6 @@ bool mailbox_is_async_done(struct mailbox *mailbox, uint64_t tag, bool *known) {
     return done;
 }
 
-/* `call` can be awaited and is done. Returns the one that has to make room for it, or NULL. */
-static struct call *grow_old(struct mailbox *mailbox, struct call *call) {
-    list_append(&mailbox->done, &call->age_node);
-    mailbox->done_count++;
-    if (mailbox->done_count <= MAX_OPS) {
-        return NULL;
-    }
-    for (struct list *node = mailbox->done.next; node != &mailbox->done; node = node->next) {
-        struct call *oldest = LIST_ENTRY(node, struct call, age_node);
-        if (!oldest->awaited) {
-            forget_async(mailbox, oldest);
-            return oldest;
-        }
-    }
-    return NULL;
-}
-
 /* ---- the net thread ---- */
 
 /* `asleep` is the thread's own: it runs by now, and may have gone to sleep already. */
@@ -313,12 +303,11 @@ bool mailbox_collect(struct mailbox *mailbox, struct list *calls, bool may_sleep
 }
 
 void mailbox_complete(struct mailbox *mailbox, struct call *call) {
-    struct call *dropped = NULL;
     pthread_mutex_lock(&mailbox->mutex);
     struct waiter *waiter = call->waiter;
     bool abandoned = call->abandoned;
-    if (call->kind == PEER_EVENT_OP && !call->blocking) {
-        dropped = grow_old(mailbox, call);
+    if (call->kind == PEER_EVENT_OP && call->blocking) {
+        mailbox_free_place(mailbox);
     }
     atomic_store_explicit(&call->done, true, memory_order_release); /* from here on it may be gone */
     pthread_mutex_unlock(&mailbox->mutex);
@@ -328,7 +317,6 @@ void mailbox_complete(struct mailbox *mailbox, struct call *call) {
     if (abandoned) {
         free(call);
     }
-    free(dropped);
 }
 
 void mailbox_publish(struct mailbox *mailbox, const struct peer_status *status) {

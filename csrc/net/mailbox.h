@@ -4,6 +4,7 @@
 #define PCCL_NET_MAILBOX_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -30,10 +31,8 @@ struct mailbox {
     struct waiter *free_waiters, *made_waiters;
     struct waiter spare; /* shared by those that found no memory for one of their own */
     struct peer_status status;
-    /* Calls that can be awaited: by tag, and those that are done by age. */
-    struct list async[ASYNC_BUCKETS];
-    struct list done;
-    uint32_t done_count;
+    struct list async[ASYNC_BUCKETS]; /* calls that can be awaited, by tag */
+    atomic_uint op_count;             /* places of MAX_OPS that are taken */
 };
 
 /* 0 or a negative errno value. */
@@ -43,6 +42,10 @@ void mailbox_free(struct mailbox *mailbox);
 
 /* ---- users' threads ---- */
 
+/* An op has a place before it is posted: a blocking one until it is done, an async one until it has been
+ * taken out of the table by tag. False if all are taken. */
+bool mailbox_take_place(struct mailbox *mailbox);
+void mailbox_free_place(struct mailbox *mailbox);
 /* False if no net thread takes calls. Else `call` is the net thread's until it is done. */
 bool mailbox_post(struct mailbox *mailbox, struct call *call);
 /* Waits until one of `calls` is done, or `until_ns` (UINT64_MAX: for ever). Returns its place, or -1. */
@@ -58,7 +61,8 @@ void mailbox_stop(struct mailbox *mailbox);
 bool mailbox_add_async(struct mailbox *mailbox, struct call *call);
 /* NULL if there is none, or another thread awaits it. The caller alone may wait for it from now on. */
 struct call *mailbox_claim_async(struct mailbox *mailbox, uint64_t tag);
-/* After mailbox_claim_async(): takes it out, for the caller to free once it is done. */
+/* After mailbox_claim_async(), or if it was never posted: takes it out, and frees its place; the call is the
+ * caller's to free once it is done. */
 void mailbox_remove_async(struct mailbox *mailbox, struct call *call);
 /* Whether the call with this tag is done; false in *known if there is none. */
 bool mailbox_is_async_done(struct mailbox *mailbox, uint64_t tag, bool *known);

@@ -10,6 +10,7 @@
 #include "net/clock.h"
 #include "net/peer_loop.h"
 #include "net/socket.h"
+#include "pccl.h"
 
 void peer_loop_lose_control(struct peer_loop *loop, const char *what, const char *why) {
     char address[ADDRESS_TEXT_BYTES];
@@ -72,9 +73,18 @@ static void put_plan(struct peer_loop *loop, const struct peer_action *action) {
     listener_match(&loop->listener); /* who was told of the plan before us may be here already */
 }
 
+static bool is_to_retry(const struct call *call, uint16_t status) {
+    return call->retry && status == pcclRankConnectionLost &&
+           (call->deadline_ns == 0 || clock_now_ns() < call->deadline_ns);
+}
+
 static void complete(struct peer_loop *loop, const struct peer_action *action) {
     struct call *call = peer_loop_find_call(loop, action->call);
     CHECK(call != NULL);
+    if (is_to_retry(call, action->status)) {
+        list_append(&loop->retries, &call->node);
+        return;
+    }
     call->status = action->status;
     call->value = action->value;
     snprintf(call->text, sizeof call->text, "%s", action->text);

@@ -27,7 +27,7 @@ void peer_loop_complete(struct peer_loop *loop, struct call *call) {
     if (loop->calls[call->number % MAX_CALLS] == call) {
         loop->calls[call->number % MAX_CALLS] = NULL;
     }
-    if (call->work.memory != NULL) {
+    if (call->work.memory != NULL && !call->keep_work) {
         buffer_pool_give(loop->pool, &call->work, now_ns);
         if (loop->pool_deadline_ns == UINT64_MAX) {
             loop->pool_deadline_ns = now_ns + pool_idle_ns;
@@ -68,13 +68,35 @@ static void step(struct peer_loop *loop, struct peer_event *event) {
     peer_step(loop->machine, event);
 }
 
+static void tell_call(struct peer_loop *loop, const struct call *call) {
+    struct peer_event event = {.kind = call->kind,
+                               .call = call->number,
+                               .vote = call->vote,
+                               .tag = call->tag,
+                               .blocking = call->blocking,
+                               .deadline_ns = call->deadline_ns,
+                               .descriptor = call->descriptor,
+                               .offer = call->offer};
+    step(loop, &event);
+}
+
+/* All peers that were in a lost op start it again at once, whatever their users do: else two could wait for
+ * each other's retries. */
+static void retry_call(struct peer_loop *loop) {
+    struct call *call = LIST_ENTRY(loop->retries.next, struct call, node);
+    list_remove(&call->node);
+    tell_call(loop, call);
+}
+
 /* Tells the machine what has come up, until nothing more does. */
 static void settle(struct peer_loop *loop) {
     struct peer_event event;
     struct link *link;
     for (;;) {
         engine_sort_held(loop->engine);
-        if (engine_next_report(loop->engine, &event)) {
+        if (!list_is_empty(&loop->retries)) {
+            retry_call(loop);
+        } else if (engine_next_report(loop->engine, &event)) {
             step(loop, &event);
         } else if ((link = link_next_report(&loop->links)) != NULL) {
             char reason[MAX_REASON_BYTES + 1]; /* the step may close the link */
@@ -105,15 +127,7 @@ static void start_call(struct peer_loop *loop, struct call *call) {
         end_call(loop, call, "too many calls of this communicator are under way: await some first");
         return;
     }
-    struct peer_event event = {.kind = call->kind,
-                               .call = call->number,
-                               .vote = call->vote,
-                               .tag = call->tag,
-                               .blocking = call->blocking,
-                               .deadline_ns = call->deadline_ns,
-                               .descriptor = call->descriptor,
-                               .offer = call->offer};
-    step(loop, &event);
+    tell_call(loop, call);
     settle(loop);
 }
 
@@ -381,6 +395,7 @@ int peer_loop_start(const struct peer_loop_options *options, struct mailbox *mai
     loop->mailbox = mailbox;
     loop->pool = pool;
     loop->pool_deadline_ns = UINT64_MAX;
+    list_init(&loop->retries);
     loop->poller.fd = -1;
     loop->control.fd = -1;
     poll_item_init(&loop->wake_item, PEER_ITEM_WAKE);

@@ -50,6 +50,7 @@ struct peer_loop {
     /* Calls under way; the slot of each is its number's remainder. */
     struct call *calls[MAX_CALLS];
     uint64_t last_number;
+    struct list retries; /* calls whose op a lost peer has failed, to be started again */
     uint64_t pool_deadline_ns;
 };
 
