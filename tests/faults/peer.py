@@ -27,6 +27,7 @@ import numpy as np
 import pccl
 
 from .data import contribution, digest, with_signature
+from .many import ManyCommands
 from .state import StateCommands
 
 Command = dict[str, Any]
@@ -51,16 +52,16 @@ class Op:
 
     def answer(self, world: int) -> Answer:
         result = self.send if self.recv is None else self.recv
-        return {"world": world, "digest": digest(result), "intact": self.recv is None or self._intact()}
+        return {"world": world, "digest": digest(result), "intact": self.recv is None or self.intact()}
 
     def failure(self) -> Answer:
-        return {"intact": self._intact()}
+        return {"intact": self.intact()}
 
-    def _intact(self) -> bool:
+    def intact(self) -> bool:
         return bool(np.array_equal(self.send, self.before))
 
 
-class Peer(StateCommands):
+class Peer(ManyCommands, StateCommands):
     def __init__(self, seed: int, index: int, commands: socket.socket) -> None:
         self.seed, self.index = seed, index
         self._commands = commands.makefile("r")
@@ -179,8 +180,14 @@ class Peer(StateCommands):
             )
             for op in ops
         ]
-        self.communicator.all_reduce_multiple_with_retry(descriptors, max_in_flight=command["max_in_flight"])
-        return {"digests": [op.answer(0)["digest"] for op in ops]}
+        try:
+            info = self.communicator.all_reduce_multiple_with_retry(
+                descriptors, max_in_flight=command["max_in_flight"]
+            )
+        except pccl.PCCLError as error:
+            error.answer = {"intact": all(op.intact() for op in ops)}  # type: ignore[attr-defined]
+            raise
+        return {"world": info.local_world_size, "digests": [op.answer(0)["digest"] for op in ops]}
 
     def do_train(self, command: Command) -> Answer:
         """Steps `first` … until `last`, each until it succeeds: worlds and digests, one for each step."""
