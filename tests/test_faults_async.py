@@ -144,7 +144,8 @@ def test_a_slow_op_does_not_keep_the_next_ones_from_being_started():
 def test_no_more_than_max_in_flight_run_at_a_time(max_in_flight):
     with Cluster(seed=SEED, timeout=10) as cluster:
         a, b = cluster.form(2)
-        ops = small(range(20))
+        # If they all ran at once, the last ones would overtake the others.
+        ops = [{"tag": tag, "step": tag, "count": 400_000 if tag < 17 else 4} for tag in range(20)]
         expect_ok([cluster.ask(b, "launch", ops=ops[::-1])])
         many = a.tell("multiple", ops=ops, max_in_flight=max_in_flight)
         # An op that starts behind k others of which max_in_flight - 1 may run comes after the rest of them.
@@ -180,7 +181,10 @@ def test_a_window_makes_do_with_the_places_that_other_ops_leave(places_left):
         others = small(range(1000, 1000 + MAX_OPS - places_left))
         expect_ok([cluster.ask(a, "launch", ops=others)])
         ops = small(range(10))
-        expect_ok(cluster.ask_all([a, b], "multiple", ops=ops, max_in_flight=8))
+        many = a.tell("multiple", ops=ops, max_in_flight=8)
+        time.sleep(0.1)  # it has started what it can
+        assert many.answer is None
+        expect_ok(cluster.collect([many, b.tell("multiple", ops=ops, max_in_flight=8)]))
         expect_ok([cluster.ask(b, "launch", ops=others)])
         for answers in landed(cluster, [a, b], [op["tag"] for op in others]):
             expect_ok(answers)
