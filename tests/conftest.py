@@ -27,3 +27,12 @@ def master() -> Iterator[Any]:
 
     with pccl.MasterNode("127.0.0.1:0") as node:
         yield node
+
+
+@pytest.fixture
+def pair(master: Any) -> Iterator[Any]:
+    """Two communicators that are accepted."""
+    from in_process import group_of
+
+    with group_of(master, 2) as peers:
+        yield peers

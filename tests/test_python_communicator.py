@@ -7,11 +7,10 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 
 import numpy
 import pytest
+from in_process import PATIENCE, group_of, in_threads
 
 import pccl
 from pccl import (
@@ -28,57 +27,6 @@ from pccl import (
     Result,
 )
 from pccl._address import format_address, parse_address, resolve
-
-PATIENCE = 60.0  # seconds that nothing here comes near, unless it hangs
-
-
-def in_threads(*functions: Callable[[], object]) -> list[object]:
-    """Run all at once, and return what they return; raises what one raised."""
-    results: list[object] = [None] * len(functions)
-    errors: list[BaseException] = []
-
-    def run(i: int) -> None:
-        try:
-            results[i] = functions[i]()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(len(functions))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), "a call hangs"
-    if errors:
-        raise errors[0]
-    return results
-
-
-@contextmanager
-def group_of(master: MasterNode, size: int, **options: object) -> Iterator[list[Communicator]]:
-    """`size` communicators that are accepted, in order of their joining."""
-    with ExitStack() as stack:
-        accepted: list[Communicator] = []
-        for _ in range(size):
-            comm = Communicator(master.address, **options)  # type: ignore[arg-type]
-            stack.callback(comm.close)
-            newcomer = threading.Thread(target=comm.connect, daemon=True)
-            newcomer.start()
-            deadline = time.monotonic() + PATIENCE
-            while newcomer.is_alive():
-                assert time.monotonic() < deadline, "nobody lets the newcomer in"
-                if accepted and all(in_threads(*(peer.are_peers_pending for peer in accepted))):
-                    in_threads(*(peer.update_topology for peer in accepted))
-                newcomer.join(0.01)
-            accepted.append(comm)
-        yield accepted
-
-
-@pytest.fixture
-def pair(master) -> Iterator[list[Communicator]]:
-    with group_of(master, 2) as peers:
-        yield peers
-
 
 # --- arguments --------------------------------------------------------------------------------------------
 
