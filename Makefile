@@ -118,10 +118,9 @@ fuzz: setup
 	  done; \
 	fi
 
-## make stress   not there yet: real processes that come, go, hang and die
-stress:
-	@echo "make stress: there is no stress test yet; make test and make sim cover failures meanwhile" >&2
-	@exit 2
+## make stress   the tests that take minutes
+stress: build
+	.venv/bin/python -m pytest -m stress $(ARGS)
 
 ## make wheel    dist/*.whl
 wheel: .venv/.tools

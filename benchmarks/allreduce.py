@@ -61,10 +61,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--master", metavar="HOST:PORT", help="join the run of this master instead of starting one")
     add("--versus", type=_rivals, default=[], metavar="RIVALS", help=f"such as {','.join(RIVALS)}")
     add(
+        "--concurrent",
+        type=number(1, 1024),
+        default=1,
+        metavar="N",
+        help="so many ops of each size at once, beside one op of N times the size (default 1: neither)",
+    )
+    add(
         "--rounds",
         type=number(1),
         metavar="N",
-        help="batches per size and contestant (default 1; 5 with --versus)",
+        help="batches per size and contestant (default 1; 5 with --versus or --concurrent)",
     )
     add("--timeout", type=number(1), default=300, metavar="SECONDS", help="for one batch (default 300)")
     add("--json", action="store_true", help=f"one document, {table.SCHEMA}, instead of tables")
@@ -97,6 +104,9 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Plan:
         parser.error(f"-b {options.minbytes} is above -e {options.maxbytes}")
     if options.master is not None and options.versus:
         parser.error("--versus starts all processes here: it does not go with --master")
+    if options.concurrent > 1 and (options.master is not None or options.versus):
+        parser.error("--concurrent compares pccl with itself, here: it does not go with --master or --versus")
+    compares = bool(options.versus) or options.concurrent > 1
     plan = Plan(
         world_size=options.peers,
         streams=options.streams,
@@ -106,8 +116,9 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Plan:
         iterations=options.iters,
         warmup=options.warmup_iters,
         checks=options.check,
-        rounds=options.rounds or (_ROUNDS_AGAINST_RIVALS if options.versus else 1),
+        rounds=options.rounds or (_ROUNDS_AGAINST_RIVALS if compares else 1),
         rivals=options.versus,
+        concurrent=options.concurrent,
     )
     if all(plan.sizes_bytes[-1] < numpy_dtype(datatype).itemsize for datatype in plan.datatypes):
         parser.error(f"-e {options.maxbytes} is less than one element")

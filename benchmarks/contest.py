@@ -14,7 +14,7 @@ from .launch import BenchmarkError
 from .measure import Reply, Request
 from .plan import Case, Plan, Row
 from .summary import Summary, average_over_ranks, ratio, summarize, total_wrong
-from .teams import OURSELVES, start_ourselves, start_rival
+from .teams import ONE_OP, OURSELVES, start_ourselves, start_rival
 
 __all__ = ["expect_rivals", "run_contest"]
 
@@ -46,6 +46,9 @@ class _Contest:
         self._seed = 0
         self._teams = {OURSELVES: start_ourselves(stack, directory, plan.world_size, plan.streams, timeout_s)}
         self._encoders: dict[str, Callable[[Request], Any]] = {OURSELVES: dataclasses.asdict}
+        if plan.concurrent > 1:
+            self._teams[ONE_OP] = self._teams[OURSELVES]
+            self._encoders[ONE_OP] = dataclasses.asdict
         for name in plan.rivals:
             self._teams[name] = start_rival(stack, directory, name, plan.world_size, timeout_s)
             self._encoders[name] = rivals.load(name).encode
@@ -69,7 +72,8 @@ class _Contest:
             for name, team in self._teams.items():
                 progress(case, name, round_number)
                 self._seed += self._plan.checks
-                request = self._plan.request(case, in_place, self._seed)
+                concurrent = self._plan.concurrent if name == OURSELVES else 1
+                request = self._plan.request(case, in_place, self._seed, concurrent)
                 replies[name].append(
                     [Reply(**answer) for answer in team.ask_all(self._encoders[name](request))]
                 )
@@ -80,7 +84,7 @@ class _Contest:
             name: summarize(
                 [time_ns for batch in batches for time_ns in average_over_ranks(batch)],
                 total_wrong([reply for batch in batches for reply in batch]),
-                case.size_bytes,
+                case.size_bytes * self._plan.concurrent,
                 self._plan.world_size,
             )
             for name, batches in replies.items()

@@ -20,7 +20,8 @@ MakeOp = Callable[[Any, Any, str], Callable[[], object]]
 
 @dataclass(frozen=True)
 class Request:
-    """One batch: `warmup` untimed and `iterations` timed ops, after `checks` ops that are checked."""
+    """One batch: `warmup` untimed and `iterations` timed ops, after `checks` ops that are checked. With
+    `concurrent` above 1 each of these is so many ops at once, of `count` elements together."""
 
     count: int
     datatype: str
@@ -30,6 +31,7 @@ class Request:
     iterations: int
     checks: int
     seed: int
+    concurrent: int = 1
 
 
 @dataclass(frozen=True)

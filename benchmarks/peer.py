@@ -33,12 +33,25 @@ def join(master: str, world_size: int, streams: int, name: str) -> pccl.Communic
     return communicator
 
 
-def make_op_of(communicator: pccl.Communicator) -> MakeOp:
-    """How this peer runs one all-reduce."""
+def make_op_of(communicator: pccl.Communicator, concurrent: int = 1) -> MakeOp:
+    """How this peer runs one all-reduce, or `concurrent` of them at once, over as many equal parts."""
 
     def make_op(send: Any, recv: Any, redop: str) -> Callable[[], object]:
         target = None if recv is send else recv
-        return lambda: communicator.all_reduce(send, target, op=redop)
+        if concurrent == 1:
+            return lambda: communicator.all_reduce(send, target, op=redop)
+        sends = numpy.split(send, concurrent)
+        targets = [None] * concurrent if target is None else numpy.split(target, concurrent)
+
+        def run() -> None:
+            handles = [
+                communicator.all_reduce_async(source, result, op=redop, tag=tag)
+                for tag, (source, result) in enumerate(zip(sends, targets, strict=True))
+            ]
+            for handle in handles:
+                handle.result()
+
+        return run
 
     return make_op
 
@@ -85,7 +98,8 @@ def _serve_peer(path: str, rank: int, world_size: int, master: str, streams: int
         def answer(request: Any) -> Any:
             if "outlive_bytes" in request:
                 return _outlive(communicator, world_size, request["outlive_bytes"])
-            reply = measure(make_op_of(communicator), Request(**request), rank, world_size)
+            batch = Request(**request)
+            reply = measure(make_op_of(communicator, batch.concurrent), batch, rank, world_size)
             return dataclasses.asdict(reply)
 
         return answer

@@ -36,6 +36,7 @@ class Plan:
     checks: int
     rounds: int
     rivals: Sequence[str]
+    concurrent: int = 1  # ops of each size at once, beside one op of their size together
 
     def cases(self) -> Iterator[Case]:
         """Sizes are rounded down to whole elements, and left out where that leaves nothing."""
@@ -47,10 +48,15 @@ class Plan:
                     if count > 0:
                         yield Case(count * element_bytes, count, datatype, redop)
 
-    def request(self, case: Case, in_place: bool, seed: int) -> Request:
-        """One batch of it."""
+    @property
+    def is_contest(self) -> bool:
+        """Whether there is anyone to compare with."""
+        return bool(self.rivals) or self.concurrent > 1
+
+    def request(self, case: Case, in_place: bool, seed: int, concurrent: int = 1) -> Request:
+        """One batch of it, in `concurrent` ops at once."""
         return Request(
-            case.count,
+            case.count * self.concurrent,
             case.datatype,
             case.redop,
             in_place,
@@ -58,6 +64,7 @@ class Plan:
             self.iterations,
             self.checks,
             seed,
+            concurrent,
         )
 
 

@@ -31,8 +31,11 @@ def header(plan: Plan) -> list[str]:
         f" {unit:>{width}}" for unit, (_, width) in zip(_MODE_UNITS, _MODE_COLUMNS, strict=True)
     )
     modes = f"{'out-of-place':^{_MODE_WIDTH}}  {'in-place':^{_MODE_WIDTH}}"
+    n = plan.concurrent
+    at_once = [f"# pccl: {n} ops of each size at once; one-op: one of {n} times the size"] if n > 1 else []
     return [
         f"# {plan.world_size} peers; {plan.rounds} x {plan.iterations} iterations, {plan.warmup} for warm-up",
+        *at_once,
         "# GB/s = 1e9 bytes/s; busbw = algbw * 2(n-1)/n",
         f"# {' ' * (len(left) - 2)}{modes}".rstrip(),
         f"#{left[1:]}{names}  {names}",
@@ -96,6 +99,7 @@ def as_json(plan: Plan, rows: Sequence[Row], version: str) -> dict[str, Any]:
         "checks": plan.checks,
         "rounds": plan.rounds,
         "rivals": list(plan.rivals),
+        "concurrent": plan.concurrent,
         "rows": [_json_row(row) for row in rows],
         "average_busbw_gb_s": _average_busbw(rows),
         "wrong": sum(row.wrong for row in rows),
@@ -133,7 +137,7 @@ def _left(
     system: str,
 ) -> str:
     text = f"{size:>14} {count:>13} {datatype:>9} {redop:>7} {root:>7} {streams:>7}"
-    return f"{text} {system:>7}" if plan.rivals else text
+    return f"{text} {system:>7}" if plan.is_contest else text
 
 
 def _streams(plan: Plan) -> str:

@@ -9,9 +9,10 @@ from . import rivals
 from .launch import Team
 from .peer import spawn_master, spawn_peers
 
-__all__ = ["OURSELVES", "start_ourselves", "start_rival"]
+__all__ = ["ONE_OP", "OURSELVES", "start_ourselves", "start_rival"]
 
 OURSELVES = "pccl"
+ONE_OP = "one-op"  # the same team: what it does at once, in one op
 
 
 def start_ourselves(

@@ -15,6 +15,7 @@ import pytest
 from pccl.benchmarks import allreduce, contest, elements, pattern, recovery, summary, table
 from pccl.benchmarks.launch import BenchmarkError, Team
 from pccl.benchmarks.measure import Reply, Request, measure
+from pccl.benchmarks.peer import make_op_of
 from pccl.benchmarks.plan import Case, Plan, Row
 
 REDUCTIONS = {
@@ -149,6 +150,31 @@ def test_measure_times_what_it_is_asked_to() -> None:
     assert (len(reply.times_ns), len(calls), reply.wrong) == (5, 2 + 5, None)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_concurrent_ops_are_all_started_before_the_first_is_awaited(in_place) -> None:
+    events: list[str] = []
+
+    class Handle:
+        def result(self) -> None:
+            events.append("await")
+
+    class Peers:
+        def all_reduce_async(self, send, recv, *, op, tag) -> Handle:
+            assert send.size == 750
+            (send if recv is None else recv)[:] = send
+            events.append(f"start {tag}")
+            return Handle()
+
+    reply = measure(
+        make_op_of(Peers(), 4),
+        request(in_place=in_place, concurrent=4, checks=1, warmup=0, iterations=1),
+        0,
+        1,
+    )
+    assert events == [*(f"start {tag}" for tag in range(4)), *["await"] * 4] * 2
+    assert reply.wrong == 0
+
+
 # --- numbers and text --------------------------------------------------------------------------------------
 
 
@@ -234,6 +260,10 @@ def test_columns_stand_below_their_names() -> None:
         ["--versus", "nobody"],
         ["--versus", "raw,raw"],
         ["--master", "127.0.0.1:1", "--versus", "raw"],
+        ["--concurrent", "0"],
+        ["--concurrent", "1025"],
+        ["--concurrent", "4", "--versus", "raw"],
+        ["--concurrent", "4", "--master", "127.0.0.1:1"],
     ],
 )
 def test_wrong_usage_ends_with_2(arguments, capsys) -> None:
@@ -425,6 +455,23 @@ def test_a_rival_takes_turns_and_is_compared(rival) -> None:
         assert 0 < mode["lowest"] <= mode["median"] <= mode["highest"]
     checked = row["systems"][1]["in_place"]["wrong"]
     assert checked == (0 if rival == "gloo" else None)
+
+
+def test_ops_at_once_are_compared_with_one_op_of_their_size() -> None:
+    done = bench(
+        "allreduce", "-b", "256K", "-e", "256K", "-n", "2", "--concurrent", "8", "--rounds", "3", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["concurrent"], document["wrong"]) == (8, 0)
+    (row,) = document["rows"]
+    assert (row["size_bytes"], row["count"]) == (256 << 10, 64 << 10)
+    assert [system["system"] for system in row["systems"]] == ["pccl", "one-op"]
+    (compared,) = row["ratios"]
+    assert compared["rival"] == "one-op"
+    for system in row["systems"]:
+        mode = system["in_place"]
+        assert mode["algbw_gb_s"] == pytest.approx((8 * 256 << 10) / (mode["time_us"] * 1e3))
 
 
 def test_peers_join_a_run_and_rank_0_prints(master) -> None:

@@ -52,12 +52,10 @@ def test_arrays_live_until_the_op_is_over_and_no_longer(kind, in_place, retry, p
     assert mine.tolist() == [2.0] * 30_000
 
     def are_gone() -> bool:
-        in_threads(*(peer.update_topology for peer in pair))
+        pair[0]._in_flight.settle()  # as other calls do
         return all(reference() is None for reference in watched)
 
-    # The commit reaches the first peer a little later.
-    until(lambda: pair[0]._in_flight.settle() is None and len(pair[0]._in_flight) == 0)
-    assert are_gone()
+    until(are_gone)  # the commit reaches the first peer a little later
 
 
 def test_a_handle_that_is_kept_holds_no_array_once_it_has_been_awaited(pair) -> None:
