@@ -190,18 +190,20 @@ def test_a_window_makes_do_with_the_places_that_other_ops_leave(places_left):
             expect_ok(answers)
 
 
-def test_a_peer_that_is_left_alone_has_its_inputs_back_also_of_ops_that_were_done():
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_peer_that_is_left_alone_has_its_inputs_back_also_of_ops_that_were_done(world):
     with Cluster(seed=SEED) as cluster:
-        a, b = cluster.form(2)
+        a, *others = cluster.form(world)
         counts = [10, 30_000, 400_000, 50]
         ops = [
             {"tag": tag, "step": tag, "count": counts[tag % 4], "in_place": tag % 5 > 0} for tag in range(20)
         ]
         many = a.tell("multiple", ops=ops, max_in_flight=4)
-        expect_ok([cluster.ask(b, "launch", ops=ops[:12])])
-        for answers in landed(cluster, [b], range(12)):
-            expect_ok(answers)  # committed, at both
-        b.kill()
+        expect_ok(cluster.ask_all(others, "launch", ops=ops[:12]))
+        for answers in landed(cluster, others, range(12)):
+            expect_ok(answers)  # committed, at all
+        for peer in others:
+            peer.kill()
         (answer,) = cluster.collect([many])
         expect_error([answer], "TooFewPeersError")
         assert answer["intact"]

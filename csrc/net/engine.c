@@ -257,6 +257,9 @@ static void deliver(struct op *op) {
     const struct schedule *schedule = &op->transfer.schedule;
     struct chunk_range whole = schedule_buffer(schedule, BUFFER_RESULT);
     uint8_t level = (uint8_t)(schedule->scratch_levels - 1);
+    if (op->call->keep_work && op->call->work.memory != NULL) {
+        memcpy(op->call->work.memory, op->result, whole.count * op->element_bytes);
+    }
     memcpy(op->result, engine_place(op, BUFFER_SCRATCH, level, whole), whole.count * op->element_bytes);
 }
 
