@@ -386,6 +386,7 @@ static void part_loss(struct peer_thread *peer) {
     enum { COUNT = 2000000, ROUNDS = 12 };
     uint32_t *array = malloc(COUNT * sizeof(uint32_t));
     bool goes = peer->index == peers - 1;
+    const pcclOpOptions_t options = {.flags = peer->index % 2 == 0 ? pcclOpRetry : 0};
     for (int round = 0; round < ROUNDS; round++) {
         pcclReduceDescriptor_t descriptor = describe(COUNT, pcclUint32, pcclSum, (uint64_t)(round % 2));
         pcclReduceInfo_t info;
@@ -400,8 +401,8 @@ static void part_loss(struct peer_thread *peer) {
             for (size_t i = 0; i < COUNT; i++) {
                 array[i] = 1u << peer->index;
             }
-            result = pcclAllReduce(array, array, &descriptor, peer->comm, &info);
-        } while (result == pcclRankConnectionLost);
+            result = pcclAllReduceWithOptions(array, array, &descriptor, &options, peer->comm, &info);
+        } while (result == pcclRankConnectionLost && options.flags == 0);
         if (result == pcclTooFewPeers && peers == 2) {
             break;
         }
