@@ -191,6 +191,26 @@ def test_messages_in_pieces_and_several_at_once(master: Master) -> None:
         client.expect("FAREWELL")
 
 
+def test_results_that_differ_are_committed_to_nobody(master: Master) -> None:
+    with Client(master.port) as one, Client(master.port) as other:
+        one.join()
+        other.hello()
+        other.expect("WELCOME")
+        one.send(Message("VOTE", {"kind": wire.lib.VOTE_UPDATE_TOPOLOGY, "peer": bytes(16)}))
+        epoch = one.expect("PROPOSE").fields["epoch"]
+        for client in (one, other):
+            client.send(Message("READY", {"epoch": epoch, "failed_tags": []}))
+        for tag, checks in ((1, (5, 5)), (2, (5, 6))):
+            for client, check in zip((one, other), checks, strict=True):
+                client.send(Message("OP_DONE", {"epoch": epoch, "tag": tag, "check": check}))
+        for client in (one, other):
+            assert client.expect("OP_COMMIT").fields["tag"] == 1
+            ended = client.expect("PROPOSE").fields
+            assert (ended["fate"], ended["status"]) == (wire.lib.FATE_ABORT, lib.pcclInternalError)
+            assert ended["guilty_tag"] == 2
+            assert b"different results of the collective with tag 2" in ended["reason"]
+
+
 def test_heartbeats_are_answered(master: Master) -> None:
     with master.client() as client:
         client.hello()

@@ -74,7 +74,7 @@ failures = st.fixed_dictionaries(
     {"epoch": u64, "failed_tags": st.lists(u64, max_size=5) | st.just([2**64 - 1] * lib.MAX_FAILED_TAGS)}
 )
 losses = st.fixed_dictionaries({"epoch": u64, "peer": ids, "reason": reasons})
-ops = st.fixed_dictionaries({"epoch": u64, "tag": u64})
+ops = st.fixed_dictionaries({"epoch": u64, "tag": u64, "check": u32})
 members = st.fixed_dictionaries({"id": ids, "address": addresses, "name": names})
 
 
@@ -253,8 +253,8 @@ EXAMPLES = {
         "VOTE_OPENED": {"kind": 1, "peer": _ID},
         "VOTE_WAITING": {"kind": 1, **_WAITING, "epoch": 0, "tag": 0},
         "VOTE_RESULT": {"kind": 2, "status": 0, "value": 1, "reason": b""},
-        "OP_DONE": _OP,
-        "OP_COMMIT": _OP,
+        "OP_DONE": {**_OP, "check": 0x12345678},
+        "OP_COMMIT": {**_OP, "check": 0},
         "OP_MISMATCH": {**_OP, "mine": _DESCRIPTOR, "theirs": {**_DESCRIPTOR, "count": 999}, "other": _ID},
         "OP_CONFLICT": {**_OP, "kind": 3, "mine": _DESCRIPTOR},
         "OP_ABORT": {**_OP, "status": 13, "reason": b"5 s have passed"},
@@ -371,7 +371,7 @@ def _body(name: str, f: dict[str, Any]) -> bytes:
         case "VOTE_RESULT":
             return struct.pack("<BHQ", f["kind"], f["status"], f["value"]) + _text(f["reason"])
         case "OP_DONE" | "OP_COMMIT":
-            return struct.pack("<QQ", f["epoch"], f["tag"])
+            return struct.pack("<QQI", f["epoch"], f["tag"], f["check"])
         case "OP_WAITING":
             return struct.pack("<QQI", f["epoch"], f["tag"], f["waited_ms"])
         case "OP_MISMATCH":

@@ -106,8 +106,8 @@ static void swap(int16_t *a, int16_t *b) {
     *b = kept;
 }
 
-/* Moves peers to other places as long as that leaves fewer pairs that can't be linked. It need not find a tree
- * if there is one: without it small ops go round the ring. */
+/* Moves peers to other places as long as that leaves fewer pairs that can't be linked. It need not find a
+ * tree if there is one: without it small ops go round the ring. */
 static void arrange_tree(const struct master *master, struct group *group) {
     int bad = bad_pairs(master, group), tries = 0;
     for (int a = 0; a < group->size && bad > 0; a++) {

@@ -100,6 +100,17 @@ static void refuse_more(struct master *master, int group, uint64_t tag) {
     abort_op(master, group, tag, &ending);
 }
 
+/* In a tree each works the sum out for itself. Bits that differ must not reach anybody. */
+static void refuse_difference(struct master *master, int group, uint64_t tag, int a, int b) {
+    char first[LABEL_BYTES], second[LABEL_BYTES];
+    struct ending ending =
+        ending_abort(pcclInternalError,
+                     "peers %s and %s have worked out different results of the collective with tag %" PRIu64
+                     ": their builds of pccl or their machines do not add alike; use the ring",
+                     master_label(master, a, first), master_label(master, b, second), tag);
+    abort_op(master, group, tag, &ending);
+}
+
 void master_op_done(struct master *master, int slot, const struct message_op *done) {
     struct group *group = current_group(master, slot, done->epoch);
     if (group == NULL) {
@@ -109,6 +120,13 @@ void master_op_done(struct master *master, int slot, const struct message_op *do
     struct master_op *op = find_or_open(master, index, done->tag);
     if (op == NULL) {
         refuse_more(master, index, done->tag);
+        return;
+    }
+    int first = slot_set_next(&op->done, 0);
+    if (first == NO_SLOT) {
+        op->check = done->check;
+    } else if (done->check != op->check) {
+        refuse_difference(master, index, done->tag, first, slot);
         return;
     }
     slot_set_add(&op->done, slot);

@@ -90,6 +90,7 @@ struct master_op {
     int16_t group;
     uint64_t tag;
     struct slot_set done, joined;
+    uint32_t check;         /* of the first who was done */
     uint64_t asked_ns;      /* when the members were asked who has joined; 0: not asked */
     uint64_t waited_ns;     /* the longest wait that a member has reported */
     bool straggler_limit;   /* that wait has reached the member's straggler timeout */

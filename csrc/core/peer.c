@@ -152,7 +152,7 @@ static void dispatch(struct peer *peer, const struct peer_event *event) {
         peer_epoch_link_down(peer, &event->key, event->reason);
         break;
     case PEER_EVENT_OP_WHOLE:
-        peer_op_whole(peer, event->op);
+        peer_op_whole(peer, event);
         break;
     case PEER_EVENT_OP_MISMATCH:
         peer_op_mismatch(peer, event);

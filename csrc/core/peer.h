@@ -67,6 +67,7 @@ struct peer_event {
     const struct message_sync_offer *offer;   /* EVENT_SYNC: borrowed for the call */
     const struct message_sync_report *report; /* EVENT_SYNC_REPORT: borrowed for the call */
     uint32_t op;                              /* index given by PEER_OP_START */
+    uint32_t check;                           /* EVENT_OP_WHOLE: CRC32C of the result, in a tree; else 0 */
     struct id key, other;
     uint16_t status;
     const char *reason;            /* borrowed for the call */

@@ -280,15 +280,15 @@ void peer_op_call(struct peer *peer, const struct peer_event *event) {
     }
 }
 
-void peer_op_whole(struct peer *peer, uint32_t index) {
-    CHECK(index < MAX_OPS);
-    struct peer_op *op = &peer->ops[index];
+void peer_op_whole(struct peer *peer, const struct peer_event *event) {
+    CHECK(event->op < MAX_OPS);
+    struct peer_op *op = &peer->ops[event->op];
     if (op->state != OP_RUNNING) {
         return;
     }
     op->state = OP_WHOLE;
     struct message message = {.type = MESSAGE_OP_DONE};
-    message.as.op = (struct message_op){.epoch = peer->epoch, .tag = op->tag};
+    message.as.op = (struct message_op){.epoch = peer->epoch, .tag = op->tag, .check = event->check};
     peer_send(peer, &message);
 }
 

@@ -131,7 +131,7 @@ void peer_epoch_leave(struct peer *peer); /* closes all links and forgets the pl
 /* peer_op.c */
 void peer_op_init(struct peer *peer);
 void peer_op_call(struct peer *peer, const struct peer_event *event);
-void peer_op_whole(struct peer *peer, uint32_t op);
+void peer_op_whole(struct peer *peer, const struct peer_event *event);
 void peer_op_mismatch(struct peer *peer, const struct peer_event *event);
 void peer_op_refused(struct peer *peer, const struct peer_event *event);
 void peer_op_commit(struct peer *peer, const struct message_op *commit);

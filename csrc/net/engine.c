@@ -274,6 +274,17 @@ void engine_finish(struct engine *engine, uint32_t index) {
     engine->sort_all = true; /* one more commit seen */
 }
 
+/* Of a result that nobody else has finished for us. */
+static uint32_t result_check(const struct op *op) {
+    const struct schedule *schedule = &op->transfer.schedule;
+    if (!schedule->in_order) {
+        return 0;
+    }
+    struct chunk_range whole = schedule_buffer(schedule, BUFFER_RESULT);
+    uint8_t level = (uint8_t)(schedule->scratch_levels - 1);
+    return crc32c(engine_place(op, BUFFER_SCRATCH, level, whole), whole.count * op->element_bytes);
+}
+
 bool engine_next_report(struct engine *engine, struct peer_event *event) {
     if (list_is_empty(&engine->reporting)) {
         return false;
@@ -293,6 +304,7 @@ bool engine_next_report(struct engine *engine, struct peer_event *event) {
     } else {
         op->reports &= (uint8_t)~REPORT_WHOLE;
         event->kind = PEER_EVENT_OP_WHOLE;
+        event->check = result_check(op);
     }
     if (op->reports == 0) {
         list_remove(&op->reporting);

@@ -197,6 +197,7 @@ static void body_vote_result(struct cursor *cursor, struct message_vote_result *
 static void body_op(struct cursor *cursor, struct message_op *op) {
     cursor_u64(cursor, &op->epoch);
     cursor_u64(cursor, &op->tag);
+    cursor_u32(cursor, &op->check);
 }
 
 static void body_op_waiting(struct cursor *cursor, struct message_op_waiting *waiting) {

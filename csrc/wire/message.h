@@ -32,7 +32,7 @@ enum message_type {
     MESSAGE_VOTE_OPENED,   /* master: ... is the first who waits in that call */
     MESSAGE_VOTE_WAITING,  /* master: the call waits for ... since ... */
     MESSAGE_VOTE_RESULT,   /* master: the joint call has ended */
-    MESSAGE_OP_DONE,       /* peer: I hold the whole result */
+    MESSAGE_OP_DONE,       /* peer: I hold the whole result, with this checksum */
     MESSAGE_OP_COMMIT,     /* master: all members do */
     MESSAGE_OP_MISMATCH,   /* peer: ... calls something else under this tag */
     MESSAGE_OP_CONFLICT,   /* peer: I wait in an op for somebody who waits in a joint call */
@@ -213,6 +213,7 @@ struct message_vote_result {
 
 struct message_op { /* MESSAGE_OP_DONE, MESSAGE_OP_COMMIT */
     uint64_t epoch, tag;
+    uint32_t check; /* CRC32C of a result that each peer has worked out for itself; else 0 */
 };
 
 struct message_op_waiting {

@@ -296,6 +296,16 @@ static void tell_mismatch(struct process *process, uint32_t index, const struct 
 
 /* Whole, and granted by all it sends to: a grant that came after the op's end would look like one of the next
  * op under the same tag. It was on its way before they could finish, so this waits for nothing new. */
+/* As the checksum of a tree's result: equal for equal results. */
+static uint32_t result_check(const struct sim_op *op) {
+    const struct schedule *schedule = &op->transfer.schedule;
+    uint64_t sum = 0;
+    for (uint64_t i = 0; schedule->in_order && i < schedule->count; i++) {
+        sum = sum * 31 + (uint64_t)op->scratch[(schedule->scratch_levels - 1) * schedule->count + i];
+    }
+    return (uint32_t)(sum ^ sum >> 32);
+}
+
 static void tell_if_whole(struct process *process, uint32_t index) {
     struct sim_op *op = &process->ops[index];
     if (op->whole || (op->granted & op->sends_over) != op->sends_over || !transfer_whole(&op->transfer)) {
@@ -303,7 +313,7 @@ static void tell_if_whole(struct process *process, uint32_t index) {
     }
     op->whole = true;
     struct posted_event *posted = arena_take(sizeof *posted);
-    posted->event = (struct peer_event){.kind = PEER_EVENT_OP_WHOLE, .op = index};
+    posted->event = (struct peer_event){.kind = PEER_EVENT_OP_WHOLE, .op = index, .check = result_check(op)};
     posted->op_generation = op->generation;
     post(process->world, 0, EVENT_PEER, process, posted, 0);
 }
