@@ -11,7 +11,7 @@ enum {
     MAX_NAME_BYTES = 63,                /* a peer's name, without the terminating zero */
     MAX_TENSOR_NAME_BYTES = 1023,       /* in a shared state, without the terminating zero */
     MAX_REASON_BYTES = 511,             /* a sentence that travels, without the terminating zero */
-    MAX_FAILED_TAGS = 1024,             /* that one new epoch reports as failed */
+    MAX_FAILED_TAGS = 4096,             /* that one new epoch reports as failed, of all its members together */
     MAX_MESSAGE_BYTES = 128 * 1024,     /* one control message, its header included */
     MAX_GREETING_BYTES = 1024,          /* the first message of a connection nobody has vouched for yet */
     MAX_STRANGERS = 256,                /* connections that have not greeted yet, per listening socket */
