@@ -70,9 +70,7 @@ digests = ids
 votes = up_to(lib.VOTE_KIND_END - 1, 1)
 announcements = st.fixed_dictionaries({"kind": up_to(lib.VOTE_KIND_END - 1), "peer": ids})
 refusals = st.fixed_dictionaries({"status": results, "reason": reasons})
-failures = st.fixed_dictionaries(
-    {"epoch": u64, "failed_tags": st.lists(u64, max_size=5) | st.just([2**64 - 1] * lib.MAX_FAILED_TAGS)}
-)
+failed_tags = st.lists(u64, max_size=5) | st.just([2**64 - 1] * lib.MAX_FAILED_TAGS)
 losses = st.fixed_dictionaries({"epoch": u64, "peer": ids, "reason": reasons})
 ops = st.fixed_dictionaries({"epoch": u64, "tag": u64, "check": u32})
 members = st.fixed_dictionaries({"id": ids, "address": addresses, "name": names})
@@ -96,7 +94,7 @@ def proposals(draw: st.DrawFn) -> dict[str, Any]:
                 "has_guilty_tag": st.booleans(),
                 "guilty_tag": u64,
                 "reason": reasons,
-                "tree_bytes": u32,
+                "has_tree": st.booleans(),
                 "rank": rank,
                 "links": st.lists(links, max_size=lib.MAX_LINKS),
                 "places": st.lists(rank, min_size=len(member_list), max_size=len(member_list)),
@@ -138,9 +136,9 @@ FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         dict.fromkeys(("peers", "groups", "largest_group"), up_to(lib.MAX_PEERS))
     ),
     "PROPOSE": proposals(),
-    "READY": failures,
+    "READY": st.fixed_dictionaries({"epoch": u64, "rtt_us": u32, "failed_tags": failed_tags}),
     "UNREACHABLE": losses,
-    "COMMIT_EPOCH": failures,
+    "COMMIT_EPOCH": st.fixed_dictionaries({"epoch": u64, "tree_bytes": u32, "failed_tags": failed_tags}),
     "LINK_LOST": losses,
     "VOTE": announcements,
     "VOTE_OPENED": announcements,
@@ -211,7 +209,7 @@ _PROPOSE = {
     "has_guilty_tag": True,
     "guilty_tag": 3,
     "reason": b"peer 2 is gone",
-    "tree_bytes": 131072,
+    "has_tree": True,
     "rank": 0,
     "links": [_LINK, {**_LINK, "opener": False}],
     "places": [1, 0],
@@ -245,9 +243,9 @@ EXAMPLES = {
         "REFUSED": {"status": 17, "reason": b"too old"},
         "CENSUS": {"peers": 5, "groups": 2, "largest_group": 3},
         "PROPOSE": _PROPOSE,
-        "READY": {"epoch": 8, "failed_tags": [3, 4]},
+        "READY": {"epoch": 8, "rtt_us": 50, "failed_tags": [3, 4]},
         "UNREACHABLE": {"epoch": 8, "peer": _ID, "reason": b"connection refused"},
-        "COMMIT_EPOCH": {"epoch": 8, "failed_tags": [3, 4]},
+        "COMMIT_EPOCH": {"epoch": 8, "tree_bytes": 65536, "failed_tags": [3, 4]},
         "LINK_LOST": {"epoch": 8, "peer": _ID, "reason": b"connection reset"},
         "VOTE": {"kind": 1, "peer": bytes(16)},
         "VOTE_OPENED": {"kind": 1, "peer": _ID},
@@ -315,7 +313,7 @@ def _propose(f: dict[str, Any]) -> bytes:
         "<QBHBQ", *(f[key] for key in ("epoch", "fate", "status", "has_guilty_tag", "guilty_tag"))
     )
     world = f.get("world", len(f["members"]))
-    counts = struct.pack("<IHHH", f["tree_bytes"], f["rank"], world, f.get("link_count", len(f["links"])))
+    counts = struct.pack("<BHHH", f["has_tree"], f["rank"], world, f.get("link_count", len(f["links"])))
     links = [
         struct.pack("<HHB", link["rank"], link["streams"], link["opener"]) + link["key"]
         for link in f["links"]
@@ -354,8 +352,10 @@ def _body(name: str, f: dict[str, Any]) -> bytes:
             return struct.pack("<III", f["peers"], f["groups"], f["largest_group"])
         case "PROPOSE":
             return _propose(f)
-        case "READY" | "COMMIT_EPOCH":
-            return struct.pack("<Q", f["epoch"]) + _tags(f["failed_tags"])
+        case "READY":
+            return struct.pack("<QI", f["epoch"], f.get("rtt_us", 0)) + _tags(f["failed_tags"])
+        case "COMMIT_EPOCH":
+            return struct.pack("<QI", f["epoch"], f["tree_bytes"]) + _tags(f["failed_tags"])
         case "UNREACHABLE" | "LINK_LOST":
             return struct.pack("<Q", f["epoch"]) + f["peer"] + _text(f["reason"])
         case "VOTE" | "VOTE_OPENED":

@@ -4,18 +4,18 @@
 #define PCCL_BASE_LIMITS_H
 
 enum {
-    MAX_PEERS = 512,                    /* of one run, pending ones included */
-    MAX_OPS = 1024,                     /* in flight per communicator */
-    MAX_MASTER_OPS = 8192,              /* open at the master, all groups together */
-    MAX_STREAMS = 64,                   /* TCP connections of one link */
-    MAX_NAME_BYTES = 63,                /* a peer's name, without the terminating zero */
-    MAX_TENSOR_NAME_BYTES = 1023,       /* in a shared state, without the terminating zero */
-    MAX_REASON_BYTES = 511,             /* a sentence that travels, without the terminating zero */
-    MAX_FAILED_TAGS = 4096,             /* that one new epoch reports as failed, of all its members together */
-    MAX_MESSAGE_BYTES = 128 * 1024,     /* one control message, its header included */
-    MAX_GREETING_BYTES = 1024,          /* the first message of a connection nobody has vouched for yet */
-    MAX_STRANGERS = 256,                /* connections that have not greeted yet, per listening socket */
-    STRANGER_TIMEOUT_MS = 5000,         /* how long such a connection may stay silent */
+    MAX_PEERS = 512,                /* of one run, pending ones included */
+    MAX_OPS = 1024,                 /* in flight per communicator */
+    MAX_MASTER_OPS = 8192,          /* open at the master, all groups together */
+    MAX_STREAMS = 64,               /* TCP connections of one link */
+    MAX_NAME_BYTES = 63,            /* a peer's name, without the terminating zero */
+    MAX_TENSOR_NAME_BYTES = 1023,   /* in a shared state, without the terminating zero */
+    MAX_REASON_BYTES = 511,         /* a sentence that travels, without the terminating zero */
+    MAX_FAILED_TAGS = 4096,         /* that one new epoch reports as failed, of all its members together */
+    MAX_MESSAGE_BYTES = 128 * 1024, /* one control message, its header included */
+    MAX_GREETING_BYTES = 1024,      /* the first message of a connection nobody has vouched for yet */
+    MAX_STRANGERS = 256,            /* connections that have not greeted yet, per listening socket */
+    STRANGER_TIMEOUT_MS = 5000,     /* how long such a connection may stay silent */
     MAX_OUTBOX_BYTES = 4 * 1024 * 1024, /* unsent control bytes before a connection counts as dead */
 
     MIN_TIMEOUT_MS = 100,

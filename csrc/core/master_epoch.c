@@ -150,7 +150,7 @@ static void propose_to_all(struct master *master, const struct group *group, enu
     propose->guilty_tag = ending->guilty_tag;
     memcpy(propose->reason, ending->reason, sizeof propose->reason);
     propose->world = group->size;
-    propose->tree_bytes = master_links_tree_bytes(master, group);
+    propose->has_tree = master_links_has_tree(master, group);
     uint16_t ranks[MAX_PEERS];
     for (int i = 0; i < group->size; i++) {
         ranks[group->ring[i]] = (uint16_t)i;
@@ -240,6 +240,7 @@ static void commit(struct master *master, struct group *group) {
     struct message *message = &master->message;
     message->type = MESSAGE_COMMIT_EPOCH;
     message->as.commit_epoch.epoch = group->epoch;
+    message->as.commit_epoch.tree_bytes = master_links_tree_bytes(master, group);
     for (int i = 0; i < group->size; i++) {
         list_failed_tags(group, group->ring[i], &message->as.commit_epoch);
         master_send(master, group->ring[i], message);
@@ -270,6 +271,7 @@ void master_epoch_ready(struct master *master, int slot, const struct message_re
     }
     add_failed_tags(group, ready);
     master->slots[slot].ready = true;
+    master->slots[slot].rtt_us = ready->rtt_us;
     for (int i = 0; i < group->size; i++) {
         if (!master->slots[group->ring[i]].ready) {
             return;

@@ -33,6 +33,7 @@ struct slot {
     uint64_t last_heard_ns;
     uint64_t order;    /* of arrival */
     bool ready;        /* for the group's plan */
+    uint32_t rtt_us;   /* of the slowest of its links */
     uint8_t sync_part; /* enum sync_part */
     bool sync_touched; /* its memory is not what it offered any more */
     bool sync_unsure;  /* it was told to fetch: its memory may have changed, and only it knows */
@@ -204,7 +205,9 @@ void master_op_check(struct master *master);
 void master_links_plan(struct master *master, struct group *group);
 /* The next plan makes a new one if it needs one. */
 void master_links_drop(struct master *master, int a, int b);
-/* Up to how many bytes the tree serves better than the ring; 0 if its links can't all be made. */
+/* The plan's links include those of the tree: none of them is known to be impossible. */
+bool master_links_has_tree(const struct master *master, const struct group *group);
+/* Up to how many bytes the tree serves better than the ring. */
 uint32_t master_links_tree_bytes(const struct master *master, const struct group *group);
 
 /* master_vote.c: joint calls. Those of the whole run share the rendezvous master->vote; that of

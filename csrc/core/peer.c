@@ -146,7 +146,7 @@ static void dispatch(struct peer *peer, const struct peer_event *event) {
         message_arrived(peer, event->message);
         break;
     case PEER_EVENT_LINK_UP:
-        peer_epoch_link_up(peer, &event->key);
+        peer_epoch_link_up(peer, &event->key, event->rtt_us);
         break;
     case PEER_EVENT_LINK_DOWN:
         peer_epoch_link_down(peer, &event->key, event->reason);

@@ -69,6 +69,7 @@ struct peer_event {
     uint32_t op;                              /* index given by PEER_OP_START */
     uint32_t check;                           /* EVENT_OP_WHOLE: CRC32C of the result, in a tree; else 0 */
     struct id key, other;
+    uint32_t rtt_us; /* EVENT_LINK_UP: its round trip time; 0: not known */
     uint16_t status;
     const char *reason;            /* borrowed for the call */
     const struct message *message; /* borrowed for the call */

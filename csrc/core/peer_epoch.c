@@ -53,6 +53,14 @@ static void change_links(struct peer *peer) {
     }
 }
 
+static uint32_t slowest_rtt_us(const struct peer *peer) {
+    uint32_t slowest = 0;
+    for (uint32_t i = 0; i < peer->link_count; i++) {
+        slowest = peer->links[i].rtt_us > slowest ? peer->links[i].rtt_us : slowest;
+    }
+    return slowest;
+}
+
 static void send_ready_if_so(struct peer *peer) {
     if (peer->epoch != 0 || peer->ready_sent || peer->link_count < peer->plan.link_count) {
         return;
@@ -64,6 +72,7 @@ static void send_ready_if_so(struct peer *peer) {
     }
     struct message message = {.type = MESSAGE_READY};
     message.as.ready.epoch = peer->plan.epoch;
+    message.as.ready.rtt_us = slowest_rtt_us(peer);
     message.as.ready.failed_count = peer->failed_count;
     memcpy(message.as.ready.failed_tags, peer->failed_tags, peer->failed_count * sizeof(uint64_t));
     peer_send(peer, &message);
@@ -117,10 +126,11 @@ void peer_epoch_propose(struct peer *peer, const struct message_propose *propose
     send_ready_if_so(peer);
 }
 
-void peer_epoch_link_up(struct peer *peer, const struct id *key) {
+void peer_epoch_link_up(struct peer *peer, const struct id *key, uint32_t rtt_us) {
     int index = find_link(peer, key);
     if (index >= 0) {
         peer->links[index].up = true;
+        peer->links[index].rtt_us = rtt_us;
         send_ready_if_so(peer);
     }
 }
@@ -159,7 +169,7 @@ static void announce(struct peer *peer) {
     struct id edges[MAX_EDGES] = {{{0}}};
     edges[EDGE_NEXT] = link_key(peer, (uint16_t)((plan->rank + 1) % plan->world));
     edges[EDGE_PREVIOUS] = link_key(peer, (uint16_t)((plan->rank + plan->world - 1) % plan->world));
-    for (uint16_t rank = 0; rank < plan->world && plan->tree_bytes > 0; rank++) {
+    for (uint16_t rank = 0; rank < plan->world && plan->has_tree; rank++) {
         for (int edge = EDGE_FOLD; edge < MAX_EDGES; edge++) {
             if (plan->places[rank] == tree_partner(plan->world, plan->places[plan->rank], (enum edge)edge)) {
                 edges[edge] = link_key(peer, rank);
@@ -179,6 +189,7 @@ void peer_epoch_commit(struct peer *peer, const struct message_commit_epoch *com
     bool newcomer = peer->phase == PEER_PENDING;
     peer->phase = PEER_MEMBER;
     peer->epoch = commit->epoch;
+    peer->tree_bytes = commit->tree_bytes;
     peer->commits_seen = 0;
     peer->status.epoch = peer->epoch;
     peer->status.rank = peer->plan.rank;

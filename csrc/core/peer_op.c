@@ -99,10 +99,10 @@ static void watch(struct peer *peer, const struct peer_op *op) {
 /* The same at all peers: it depends on the plan, and on what has to be equal in all calls. */
 static bool uses_tree(const struct peer *peer, const struct op_descriptor *descriptor) {
     bool can = descriptor->kind == OP_ALL_REDUCE || descriptor->kind == OP_BROADCAST;
-    if (!can || peer->plan.tree_bytes == 0 || descriptor->algorithm == OP_ALGORITHM_RING) {
+    if (!can || !peer->plan.has_tree || descriptor->algorithm == OP_ALGORITHM_RING) {
         return false;
     }
-    uint64_t most = peer->plan.tree_bytes / datatype_bytes(descriptor->datatype);
+    uint64_t most = peer->tree_bytes / datatype_bytes(descriptor->datatype);
     return descriptor->algorithm == OP_ALGORITHM_TREE || descriptor->count <= most;
 }
 

@@ -42,6 +42,7 @@ enum { OP_BUCKETS = 1024, NO_OP = -1 };
 struct peer_link {
     struct id key, member;
     bool up;
+    uint32_t rtt_us;
 };
 
 struct peer_mark {
@@ -69,6 +70,7 @@ struct peer {
     bool ready_sent;
     struct peer_link links[MAX_LINKS];
     uint32_t link_count;
+    uint32_t tree_bytes;       /* up to which ops use the tree in this epoch */
     uint64_t commits_seen;     /* in this epoch */
     struct peer_status status; /* of the last committed epoch */
 
@@ -124,7 +126,7 @@ bool peer_join_hinders(const struct peer *peer, uint16_t *status, const char **t
 /* peer_epoch.c */
 void peer_epoch_propose(struct peer *peer, const struct message_propose *propose);
 void peer_epoch_commit(struct peer *peer, const struct message_commit_epoch *commit);
-void peer_epoch_link_up(struct peer *peer, const struct id *key);
+void peer_epoch_link_up(struct peer *peer, const struct id *key, uint32_t rtt_us);
 void peer_epoch_link_down(struct peer *peer, const struct id *key, const char *reason);
 void peer_epoch_leave(struct peer *peer); /* closes all links and forgets the plan */
 

@@ -149,6 +149,7 @@ static void stream_is_open(struct stream *stream) {
     if (link->open_streams == link->stream_count && link->state == LINK_BUILDING) {
         link->last_sent_ns = link->last_heard_ns;
         link->state = LINK_UP;
+        link->rtt_us = socket_rtt_us(stream->item.fd);
         link->report = true;
         link->ping_due = true; /* tells the other side how often we want to hear from it */
         link->wants_write = true;

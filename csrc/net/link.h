@@ -34,6 +34,7 @@ struct link {
     struct stream *streams; /* owned */
     uint16_t turn;          /* the stream that writes first next time */
     bool wants_write;
+    uint32_t rtt_us; /* measured when it came up */
 
     uint64_t build_deadline_ns;
     uint64_t last_sent_ns, last_heard_ns;

@@ -101,7 +101,7 @@ static void settle(struct peer_loop *loop) {
         } else if ((link = link_next_report(&loop->links)) != NULL) {
             char reason[MAX_REASON_BYTES + 1]; /* the step may close the link */
             memcpy(reason, link->reason, sizeof reason);
-            event = (struct peer_event){.key = link->key, .reason = reason};
+            event = (struct peer_event){.key = link->key, .reason = reason, .rtt_us = link->rtt_us};
             event.kind = link->state == LINK_UP ? PEER_EVENT_LINK_UP : PEER_EVENT_LINK_DOWN;
             step(loop, &event);
         } else if (loop->control_state == CONTROL_LOST) {

@@ -259,3 +259,17 @@ ccoip_socket_address_t address_to_public(const struct address *from) {
     }
     return to;
 }
+
+uint32_t socket_rtt_us(int fd) {
+    uint32_t rtt_us = 0;
+#ifdef TCP_INFO
+    struct tcp_info info = {0};
+    socklen_t size = sizeof info;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0) {
+        rtt_us = info.tcpi_rtt;
+    }
+#else
+    (void)fd;
+#endif
+    return rtt_us;
+}

@@ -38,6 +38,9 @@ int socket_connect_result(int fd);
 /* Sets what is not zero on a connection that was made with other options. */
 int socket_set_options(int fd, const struct socket_options *options);
 
+/* The round trip time that the system has measured on a connection, in microseconds; 0 if it does not say. */
+uint32_t socket_rtt_us(int fd);
+
 /* The two ends of a connection, or where a listener is bound. IPv4-mapped IPv6 addresses come out as
  * IPv4. Family ADDRESS_NONE if the system does not know. */
 struct address socket_local_address(int fd);

@@ -106,7 +106,7 @@ static void body_propose(struct cursor *cursor, struct message_propose *propose)
     cursor_bool(cursor, &propose->has_guilty_tag);
     cursor_u64(cursor, &propose->guilty_tag);
     reason(cursor, propose->reason);
-    cursor_u32(cursor, &propose->tree_bytes);
+    cursor_bool(cursor, &propose->has_tree);
     cursor_u16(cursor, &propose->rank);
     cursor_u16(cursor, &propose->world);
     cursor_require(cursor, propose->rank < propose->world && propose->world <= MAX_PEERS);
@@ -133,11 +133,13 @@ static void failed_tags(struct cursor *cursor, uint16_t *count, uint64_t tags[MA
 
 static void body_ready(struct cursor *cursor, struct message_ready *ready) {
     cursor_u64(cursor, &ready->epoch);
+    cursor_u32(cursor, &ready->rtt_us);
     failed_tags(cursor, &ready->failed_count, ready->failed_tags);
 }
 
 static void body_commit_epoch(struct cursor *cursor, struct message_commit_epoch *commit) {
     cursor_u64(cursor, &commit->epoch);
+    cursor_u32(cursor, &commit->tree_bytes);
     failed_tags(cursor, &commit->failed_count, commit->failed_tags);
 }
 

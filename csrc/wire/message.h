@@ -125,7 +125,7 @@ struct message_propose {
     bool has_guilty_tag; /* then only the op with that tag gets `status`, others RankConnectionLost */
     uint64_t guilty_tag;
     char reason[MAX_REASON_BYTES + 1]; /* why the epoch before has ended */
-    uint32_t tree_bytes; /* ops of up to so many bytes use the tree; 0: there is none in this epoch */
+    bool has_tree;                     /* the links include those of the tree: it can be used */
     uint16_t rank, world;
     uint16_t link_count;
     struct link_plan links[MAX_LINKS];
@@ -136,6 +136,7 @@ struct message_propose {
 /* After an abort: the tags under which this peer had an op in flight. */
 struct message_ready {
     uint64_t epoch;
+    uint32_t rtt_us; /* round trip time of the slowest of its links; 0: not known */
     uint16_t failed_count;
     uint64_t failed_tags[MAX_FAILED_TAGS];
 };
@@ -150,6 +151,7 @@ struct message_unreachable { /* also MESSAGE_LINK_LOST */
  * call with the same error, so that the outcome of an op is one for all. */
 struct message_commit_epoch {
     uint64_t epoch;
+    uint32_t tree_bytes; /* ops of up to so many bytes use the tree */
     uint16_t failed_count;
     uint64_t failed_tags[MAX_FAILED_TAGS];
 };

@@ -120,7 +120,11 @@ void link_bound(struct link_end *link, struct conn *conn, uint16_t stream) {
         link->state = LINK_UP;
         link->last_heard = link->process->world->now;
         trace(link->process->world, "%s: link with %s is up", link->process->name, link_target_name(link));
-        struct peer_event event = {.kind = PEER_EVENT_LINK_UP, .key = link->key};
+        struct world *world = link->process->world;
+        int other = world->processes[link->target]->host;
+        uint64_t rtt = 2 * path_delay(world, link->process->host, other);
+        struct peer_event event = {
+            .kind = PEER_EVENT_LINK_UP, .key = link->key, .rtt_us = (uint32_t)(rtt / 1000)};
         process_step(link->process, &event);
     }
 }
