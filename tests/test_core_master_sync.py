@@ -37,6 +37,7 @@ class Master:
         self.plans: dict[int, list[Any]] = {peer: [] for peer in range(1, count + 1)}
         self.results: dict[int, list[tuple[int, int, str]]] = {peer: [] for peer in range(1, count + 1)}
         self.ids: dict[int, bytes] = {}
+        self._lost: set[int] = set()
         self._todo: list[tuple[int, int]] = []
         self._perform = ffi.callback("void(void *, const struct master_action *)", self._on_action)
         lib.master_init(
@@ -96,6 +97,16 @@ class Master:
         self._step(peer, message)
         self._get_ready()
 
+    def add(self, *newcomers: int) -> None:
+        """Newcomers, let in by all members."""
+        members = [peer for peer in self.ids if peer not in self._lost]
+        for peer in newcomers:
+            self.plans[peer], self.results[peer] = [], []
+            self.hello(peer)
+        for peer in members:
+            self.vote(peer)
+        self._get_ready()
+
     def vote(self, peer: int) -> None:
         message, body = self._message(lib.MESSAGE_VOTE)
         body.vote.kind = lib.VOTE_UPDATE_TOPOLOGY
@@ -122,6 +133,7 @@ class Master:
         self._step(peer, message)
 
     def lose(self, peer: int) -> None:
+        self._lost.add(peer)
         event = ffi.new("struct master_event *")
         event.kind, event.now_ns, event.connection = lib.MASTER_CLOSED, self._now, peer
         reason = ffi.new("char[]", b"reset")
@@ -259,6 +271,93 @@ def test_the_revision_of_a_failed_sync_is_used_again(one_holder: Master) -> None
         one_holder.offer(peer, 5, revision=9)
     assert one_holder.statuses(1, 2, 3) == [lib.pcclInvalidUsage] * 3
     assert "expected 10" in one_holder.results[1][-1][2]
+
+
+# --- who knows the revision -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_nine() -> Master:
+    """Peers 1, 2 and 3 have synchronised revision 9."""
+    master = offered([5, 5, 5], [9, 9, 9])
+    assert master.statuses(1, 2, 3) == [SUCCESS] * 3
+    return master
+
+
+def test_newcomers_are_held_to_the_revision_as_long_as_one_knows_it(at_nine: Master) -> None:
+    at_nine.add(4, 5)
+    at_nine.lose(1)
+    at_nine.lose(2)
+    for peer, revision in ((4, 30), (5, 30), (3, 10)):
+        at_nine.offer(peer, 6, revision)
+    assert at_nine.statuses(3, 4, 5) == [lib.pcclInvalidUsage] * 3
+    assert "expected 10" in at_nine.results[3][-1][2]
+    for peer, revision in ((4, 0), (5, 0), (3, 10)):
+        at_nine.offer(peer, peer, revision)
+    assert [at_nine.plans[peer][-1]["role"] for peer in (3, 4, 5)] == ["hold", "fetch", "fetch"]
+
+
+def test_newcomers_whose_predecessors_have_all_died_set_the_revision_anew(at_nine: Master) -> None:
+    at_nine.add(4, 5)
+    for peer in (1, 2, 3):
+        at_nine.lose(peer)
+    for peer in (4, 5):
+        at_nine.offer(peer, 6, 0)
+    assert at_nine.statuses(4, 5) == [SUCCESS] * 2
+    assert at_nine.results[4][-1][1] == 0
+    for peer in (4, 5):
+        at_nine.offer(peer, 6, 0)
+    assert "expected 1:" in at_nine.results[4][-1][2], "from here on it counts"
+
+
+def test_so_they_do_when_the_last_who_knew_it_dies_in_the_sync(at_nine: Master) -> None:
+    at_nine.lose(2)
+    at_nine.add(4, 5)
+    at_nine.lose(3)
+    for peer, revision in ((1, 10), (4, 0), (5, 0)):
+        at_nine.offer(peer, 5 if peer == 1 else 6, revision)
+    assert [at_nine.plans[peer][-1]["role"] for peer in (1, 4, 5)] == ["hold", "fetch", "fetch"]
+    at_nine.lose(1)
+    for peer in (4, 5):
+        at_nine.report(peer, FETCHED)
+    assert at_nine.statuses(4, 5) == [SUCCESS] * 2
+    assert at_nine.results[4][-1][1] == 0
+
+
+def test_who_was_alone_may_have_gone_on(at_nine: Master) -> None:
+    at_nine.lose(1)
+    at_nine.lose(2)
+    at_nine.add(4)
+    for peer, revision in ((3, 40), (4, 0)):
+        at_nine.offer(peer, 5, revision)
+    assert at_nine.statuses(3, 4) == [SUCCESS] * 2
+    assert at_nine.results[4][-1][1] == 40
+
+
+def test_the_last_of_a_sync_in_which_the_others_died_may_go_on(at_nine: Master) -> None:
+    for peer in (1, 2, 3):
+        at_nine.offer(peer, peer, 10)
+    holder = next(peer for peer in (1, 2, 3) if at_nine.plans[peer][-1]["role"] == "hold")
+    for peer in {1, 2, 3} - {holder}:
+        at_nine.lose(peer)
+    assert at_nine.results[holder][-1][:2] == (SUCCESS, 10), "alone, with the elected state"
+    at_nine.add(4)
+    for peer, revision in ((holder, 50), (4, 0)):
+        at_nine.offer(peer, 5, revision)
+    assert at_nine.statuses(holder, 4) == [SUCCESS] * 2
+
+
+def test_a_peer_whose_call_failed_does_not_know_the_revision() -> None:
+    master = Master(3)
+    for peer, content in ((1, 5), (2, 5), (3, 6)):
+        master.offer(peer, content, 9, strategy=SEND)
+    assert master.statuses(1, 2, 3) == [SUCCESS, SUCCESS, MISMATCH]
+    master.add(4)
+    master.lose(1)
+    master.lose(2)
+    for peer in (3, 4):
+        master.offer(peer, 7, 2)
+    assert master.statuses(3, 4) == [SUCCESS] * 2
 
 
 def test_many_fetchers_begin_at_different_sources() -> None:

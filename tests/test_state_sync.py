@@ -251,6 +251,21 @@ def test_a_wrong_revision_is_refused_for_all_and_said(cluster, revision):
     expect_equal(sync(cluster, peers), tensor(fill=1), revision=2)
 
 
+def test_newcomers_whose_predecessors_all_died_begin_afresh(cluster):
+    members = cluster.form(2)
+    for peer in members:
+        give(cluster, peer, tensor(fill=1), revision=7)
+    expect_equal(sync(cluster, members), tensor(fill=1), revision=7)
+    newcomers = [cluster.add() for _ in range(2)]
+    cluster.admit(members, newcomers)
+    for peer in members:
+        peer.kill()
+    cluster.wait_for_log(cluster.master, r"is proposed to 2 peers: .* lost")
+    for peer in newcomers:
+        give(cluster, peer, tensor(fill=2), revision=0)
+    expect_equal(sync(cluster, newcomers), tensor(fill=2), revision=0)
+
+
 def test_a_peer_that_was_alone_may_have_gone_on_by_itself(cluster):
     peers = cluster.form(2)
     for peer in peers:

@@ -41,7 +41,6 @@ static int find_or_make_group(struct master *master, uint32_t number) {
     slot_set_clear(&group->excused);
     rendezvous_close(&group->sync);
     group->sync_number = 0;
-    group->has_revision = false;
     group->first_op = NO_MASTER_OP;
     return free;
 }

@@ -37,6 +37,8 @@ struct slot {
     uint8_t sync_part; /* enum sync_part */
     bool sync_touched; /* its memory is not what it offered any more */
     bool sync_unsure;  /* it was told to fetch: its memory may have changed, and only it knows */
+    /* It succeeded in the last sync of its group that did, and was never alone in the group since. */
+    bool knows_revision;
     struct message_sync_offer offer;
     /* Of the plan; while the next is made, those of both. */
     uint16_t link_count;
@@ -81,8 +83,7 @@ struct group {
     uint64_t sync_number;   /* of the plan under way; 0: none, still waiting for offers */
     struct id sync_key;
     struct message_sync_offer elected;
-    bool has_revision; /* a sync has set `revision`, and the group was never a single peer since */
-    uint64_t revision;
+    uint64_t revision; /* of the last sync that succeeded; counts while a member knows it */
 };
 
 /* An op that some member has finished, or has asked about. */

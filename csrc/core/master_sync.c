@@ -28,6 +28,17 @@ static int next_with(const struct master *master, int group, enum sync_part part
     return NO_SLOT;
 }
 
+/* Newcomers whose predecessors have all died are not held to a number that nobody can tell them. */
+static bool has_revision(const struct master *master, int group) {
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        if (master->slots[slot].state == SLOT_MEMBER && master->slots[slot].group == group &&
+            master->slots[slot].knows_revision) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* All hold the elected state. One that was told to fetch before may have changed its memory without our
  * knowing yet: it has to say so itself. */
 static bool is_settled(const struct master *master, int group) {
@@ -87,12 +98,13 @@ static void succeed(struct master *master, int index) {
          slot = next_with(master, index, SYNC_PART_DISAGREES, slot + 1)) {
         slot_set_add(&odd, slot);
     }
-    struct slot_set members;
-    members_of(master, index, &members);
-    group->has_revision = slot_set_count(&members) > 1;
+    bool alone = slot_set_count(&come) < 2;
     group->revision = group->elected.revision;
     close_sync(master, index);
     for (int slot = 0; slot < MAX_PEERS; slot++) {
+        if (slot_set_has(&come, slot)) {
+            master->slots[slot].knows_revision = !alone && !slot_set_has(&odd, slot);
+        }
         if (slot_set_has(&odd, slot)) {
             master_vote_result(master, slot, VOTE_SYNC_STATE, pcclMismatch, 0, disagrees);
         } else if (slot_set_has(&come, slot)) {
@@ -210,7 +222,7 @@ static void hold_election(struct master *master, int index) {
                                                      .touched = master->slots[slot].sync_touched};
         }
     }
-    struct election election = elect(candidates, count, group->has_revision, group->revision);
+    struct election election = elect(candidates, count, has_revision(master, index), group->revision);
     int chosen = slots[election.candidate];
     if (election.outcome != ELECTED) {
         fail_election(master, index, &election, chosen);
@@ -321,11 +333,9 @@ void master_sync_withdraw(struct master *master, int slot) {
     enum sync_part part = (enum sync_part)master->slots[slot].sync_part;
     master->slots[slot].sync_part = SYNC_PART_NONE;
     master_vote_withdraw_from(master, &group->sync, slot);
-    struct slot_set members;
-    members_of(master, index, &members);
-    if (slot_set_count(&members) < 2) {
-        group->has_revision =
-            false; /* the last one may go on by itself, and nobody else knows how far it was */
+    if (group->size == 1) {
+        /* It may go on by itself from here, and nobody else knows how far it was. */
+        master->slots[group->ring[0]].knows_revision = false;
     }
     if (!group->sync.open) {
         group->sync_number = 0;

@@ -309,8 +309,9 @@ PCCL_EXPORT pcclResult_t pcclAllReduceMultipleWithRetry(const pcclReduceOpDescri
 /* Makes the tensors of all peers of the group equal, bit for bit. They return when all have called. Tensors
  * are matched by name; names, datatypes and counts have to be equal (pcclMismatch), and no two may share
  * memory. The state of the newest revision wins, then the one that most peers hold; only what differs
- * is copied, from all who hold it. The revision rises by one from sync to sync; the first one sets it,
- * and the first one after a peer was alone. Tensors must not be written meanwhile. After pcclSuccess
+ * is copied, from all who hold it. The first sync sets the revision, which then rises by one from sync to
+ * sync; it is set anew when no peer is left that succeeded in the last one and was never alone since.
+ * Tensors must not be written meanwhile. After pcclSuccess
  * `state->revision` is the elected one, and all hold the same bits. After a failure the last error says
  * whether memory was changed; call again. Strategies: ENFORCE_POPULAR takes part in all; RECEIVE_ONLY is
  * never elected and never sends (if all do so: pcclNoSharedStateAvailable); SEND_ONLY is never overwritten,

@@ -333,14 +333,19 @@ static void master_send(struct process *master, struct conn *conn, const struct 
         }
     } else if (message->type == MESSAGE_PROPOSE) {
         check_propose(world, conn, &message->as.propose);
+        conn->alone = message->as.propose.world == 1;
+        conn->knows_revision = conn->knows_revision && !conn->alone;
     } else if (message->type == MESSAGE_VOTE_RESULT) {
         check_vote_result(world, conn, &message->as.vote_result);
+        sync_result(world, conn, &message->as.vote_result);
     } else if (message->type == MESSAGE_EVICTED || message->type == MESSAGE_REFUSED) {
         check_put_out(world, conn, message->type == MESSAGE_EVICTED ? "evicted" : "refused",
                       message->as.refused.reason);
         conn->ends[1].leaving = true;
+        conn->knows_revision = false;
     } else if (message->type == MESSAGE_FAREWELL) {
         conn->ends[1].leaving = true;
+        conn->knows_revision = false;
     }
     conn_send_message(world, conn, 1, message);
 }
@@ -389,6 +394,7 @@ void master_closed(struct process *master, struct conn *conn, const char *reason
         return;
     }
     conn->ends[1].reported = true;
+    conn->knows_revision = false;
     struct master_event event = {
         .kind = MASTER_CLOSED, .now_ns = local_time(master), .connection = conn->number, .reason = reason};
     master_step(master->master, &event);

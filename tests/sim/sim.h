@@ -72,7 +72,10 @@ struct pipe {
 struct conn {
     uint64_t number; /* > 0 */
     bool control;
-    struct id id; /* control: that the master gave */
+    struct id id;        /* control: that the master gave */
+    bool alone;          /* control: in the newest epoch that was proposed to its peer */
+    bool knows_revision; /* control: its peer was told `revision`, and was never alone since */
+    uint64_t revision;
     struct conn *next;
     struct conn_end {
         struct process *process;
@@ -549,6 +552,8 @@ void sync_train(struct process *process);
 void sync_call(struct process *process);
 void sync_plan(struct process *process, const struct peer_action *action);
 void sync_stepped(struct process *process, const struct sync_step *step);
+/* As the master sends it. */
+void sync_result(struct world *world, struct conn *conn, const struct message_vote_result *result);
 /* Before the user hears of it. */
 void sync_over(struct process *process, const struct call *call, const char *text);
 

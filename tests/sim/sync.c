@@ -253,6 +253,43 @@ void sync_stepped(struct process *process, const struct sync_step *step) {
     }
 }
 
+/* ---- who knows the revision ---- */
+
+/* A revision that others of the group know, at this master; NULL: nobody knows one. */
+static const struct conn *find_knower(const struct world *world, const struct conn *told) {
+    for (const struct conn *conn = world->conns; conn != NULL; conn = conn->next) {
+        if (conn->control && conn->knows_revision &&
+            conn->ends[1].process->run == told->ends[1].process->run &&
+            conn->ends[0].process->group == told->ends[0].process->group) {
+            return conn;
+        }
+    }
+    return NULL;
+}
+
+void sync_result(struct world *world, struct conn *conn, const struct message_vote_result *result) {
+    if (result->kind != VOTE_SYNC_STATE) {
+        return;
+    }
+    const struct conn *knower = find_knower(world, conn);
+    const char *expected = strstr(result->reason, "expected ");
+    const char *name = conn->ends[0].process->name;
+    if (result->status == pcclSuccess) {
+        /* This one may not be the first who is told. */
+        if (knower != NULL && result->value != knower->revision && result->value != knower->revision + 1) {
+            violate(world, 5, "%s is given revision %" PRIu64 " although %s knows %" PRIu64, name,
+                    result->value, knower->ends[0].process->name, knower->revision);
+        }
+        conn->knows_revision = !conn->alone;
+        conn->revision = result->value;
+    } else if (result->status == pcclInvalidUsage && expected != NULL) {
+        uint64_t revision = strtoull(expected + strlen("expected "), NULL, 10);
+        if (knower == NULL || revision != knower->revision + 1) {
+            violate(world, 5, "%s is held to revision %" PRIu64 ", which nobody knows", name, revision);
+        }
+    }
+}
+
 /* ---- the end ---- */
 
 /* It has one revision and one content for all, and the content is one that was offered whole. */
@@ -309,7 +346,9 @@ void sync_over(struct process *process, const struct call *call, const char *tex
         sync->mixture = content;
     }
     const char *expected = strstr(text, "expected ");
-    if (call->status == pcclInvalidUsage && expected != NULL) {
+    if (call->status == pcclTooFewPeers) {
+        sync->revision++; /* it goes on by itself */
+    } else if (call->status == pcclInvalidUsage && expected != NULL) {
         sync->revision = strtoull(expected + strlen("expected "), NULL, 10) - 1; /* as the sentence says */
     } else if (call->status == pcclNoSharedStateAvailable) { /* all load what they have saved */
         sync->has_mixture = false;
