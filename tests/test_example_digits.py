@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import subprocess
 import sys
@@ -82,62 +81,98 @@ def test_batches_of_the_peers_of_a_step_are_disjoint_and_differ_from_step_to_ste
 
 
 class FakeCommunicator:
-    """One all-reduce (max) together with peers that have offered `others`."""
+    """Each sync_shared_state() does the next of `outcomes`: returns it, raises it, or calls it first."""
 
-    rank, epoch = 0, 1
+    rank, epoch, world_size = 0, 1, 2
 
-    def __init__(self, others):
-        self.others = others
+    def __init__(self, *outcomes):
+        self.outcomes = list(outcomes)
 
-    def all_reduce(self, offer, *, op, retry):
-        assert (op, retry) == ("max", True)
-        if not self.others:
-            raise pccl.TooFewPeersError(pccl.Result.TOO_FEW_PEERS)
-        np.max([offer, *self.others], axis=0, out=offer)
-        return pccl.ReduceInfo(1 + len(self.others), 0, 0)
+    def sync_shared_state(self, shared, *, progress):
+        outcome = self.outcomes.pop(0)
+        if callable(outcome):
+            outcome = outcome(shared)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+LOST = pccl.PeerLostError(pccl.Result.RANK_CONNECTION_LOST)
+ALONE = pccl.TooFewPeersError(pccl.Result.TOO_FEW_PEERS)
+NO_STATE = pccl.PCCLError(pccl.Result.NO_SHARED_STATE_AVAILABLE)
+NOTHING = pccl.SharedStateSyncInfo(0, 0)
 
 
 def trained_state(steps=3):
     state = worker.TrainingState(0)
     for step in range(steps):
         state.advance(np.random.default_rng(step).normal(size=state.parameters.size).astype(np.float32), 0.1)
-    state.known = True
+        state.shared.push_revision()
     return state
 
 
-def offer_of(state):
-    return state.memory if state.known else np.zeros_like(state.memory)
+def share(state, *outcomes):
+    comm = FakeCommunicator(*outcomes)
+    worker.share_state(comm, state, state.digest())
+    assert not comm.outcomes
+    assert state.has_joined
+    return state
 
 
-@pytest.mark.parametrize("holders", [1, 2, 3])
-@pytest.mark.parametrize("newcomers", [0, 1, 2])
-def test_a_newcomer_has_the_state_whoever_of_the_holders_survives(holders, newcomers):
-    others = [trained_state() for _ in range(holders)] + [worker.TrainingState(0) for _ in range(newcomers)]
-    for count in range(1, len(others) + 1):
-        for survivors in itertools.combinations(others, count):
-            newcomer = worker.TrainingState(0)
-            peers = worker.share_state(FakeCommunicator([offer_of(state) for state in survivors]), newcomer)
-            holder = next((state for state in survivors if state.known), None)
-            expected = worker.TrainingState(0) if holder is None else holder
-            assert newcomer.known
-            assert peers == count + 1
-            assert newcomer.step == expected.step
-            assert newcomer.digest() == expected.digest()
+def tear(state, error):
+    """A transfer that fails in the middle."""
+
+    def outcome(shared):
+        state.parameters[7] += 1
+        return error
+
+    return outcome
 
 
-def test_a_holder_keeps_its_state():
-    state, before = trained_state(), trained_state().digest()
-    for others in ([], [worker.TrainingState(0)], [trained_state()]):
-        worker.share_state(FakeCommunicator([offer_of(other) for other in others]), state)
-        assert state.digest() == before
+@pytest.mark.parametrize("outcomes", [(NOTHING,), (LOST, NOTHING), (LOST, LOST, ALONE), (ALONE,)])
+def test_a_state_that_no_sync_has_changed_is_kept(outcomes):
+    state = share(trained_state(), *outcomes)
+    assert state.digest() == trained_state().digest()
+    assert state.shared.revision == 3
 
 
-def test_a_peer_that_is_alone_begins():
-    state = worker.TrainingState(0)
-    assert worker.share_state(FakeCommunicator([]), state) == 1
-    assert state.known
-    assert state.step == 0
+def test_a_mix_is_left_as_it_is_while_others_can_put_it_right():
+    state = trained_state()
+    seen = []
+    share(state, tear(state, LOST), lambda shared: seen.append(state.digest()) or NOTHING)
+    assert seen == [state.digest()] != [trained_state().digest()]
+
+
+def test_nobody_trains_on_a_mix_when_all_others_are_gone():
+    state = trained_state()
+    share(state, tear(state, LOST), ALONE)
     assert state.digest() == worker.TrainingState(0).digest()
+    assert (state.step, state.shared.revision) == (0, 0)
+
+
+def test_if_nobody_has_the_state_any_more_all_begin_anew_together():
+    state = trained_state()
+    share(state, tear(state, NO_STATE), NOTHING)
+    assert state.digest() == worker.TrainingState(0).digest()
+    state = trained_state()
+    share(state, tear(state, NO_STATE), ALONE)
+    assert state.digest() == worker.TrainingState(0).digest()
+
+
+def test_what_no_other_call_can_cure_ends_the_worker():
+    with pytest.raises(pccl.MismatchError):
+        share(trained_state(), pccl.MismatchError(pccl.Result.MISMATCH))
+
+
+def test_only_a_newcomer_and_one_that_differed_tell_what_they_were_given(capsys):
+    state = trained_state()
+    given = pccl.SharedStateSyncInfo(0, 1000)
+    told = []
+    for outcome in (given, NOTHING, given):
+        share(state, outcome)
+        told.append(capsys.readouterr().out)
+    assert ['"received_bytes": 1000' in line for line in told] == [True, False, True]
+    assert told[1] == ""
 
 
 def test_the_state_differs_in_every_part_of_it():
@@ -163,14 +198,14 @@ def test_demo_goes_on_through_a_late_join_and_a_kill():
     assert {int(step) for _, step, *_ in results} == {STEPS}
     assert len({digest for *_, digest, _ in results}) == 1
     assert min(float(accuracy) for *_, accuracy in results) >= run.ACCURACY
-    joined = re.search(r"peer-5 has joined at step (\d+) \(peers: 5\)", text)
+    joined = re.search(r"peer-5 has joined at step (\d+) \(peers: 5\), given 0\.41 MB of state", text)
     killed = re.search(r"peer-2 was killed \(SIGKILL\) at step (\d+)", text)
     assert joined, text
     assert killed, text
     assert STEPS * run.JOIN_AT <= int(joined[1]) < int(killed[1]) < STEPS
     assert re.search(r"all survivors have gone on, \d+\.\d+ s after the kill", text), text
     compared, differ = re.search(r"states compared after (\d+) steps: (\d+) differ", text).groups()
-    assert int(compared) >= STEPS // 10
+    assert int(compared) >= STEPS
     assert int(differ) == 0
 
 
@@ -202,6 +237,10 @@ def test_demo_fails_when_a_peer_differs_or_the_network_reads_too_badly(tmp_path,
     monkeypatch.setattr(run, "ACCURACY", 1.01)
     text = run_sabotaged("state.parameters[7] += 1e-3", tmp_path, monkeypatch, capsys)
     assert re.search(r"^FAILED: the peers differ after step 30: .*\w{16} at peer-3(;|$)", text, re.M)
+    assert re.search(r"peer-3 held other bits than the others: \d+ bytes were put right$", text, re.M)
+    assert re.search(r"^states compared after \d+ steps: 1 differ$", text, re.M), (
+        "the next sync puts it right"
+    )
     assert re.search(r"^FAILED: peer-1: accuracy 0\.\d+ is below 1\.01$", text, re.M)
 
 
@@ -209,3 +248,18 @@ def test_demo_fails_when_a_peer_differs_or_the_network_reads_too_badly(tmp_path,
 def test_demo_fails_when_a_worker_ends_by_itself(tmp_path, monkeypatch, capsys):
     text = run_sabotaged("sys.exit(3)", tmp_path, monkeypatch, capsys)
     assert "FAILED: peer-3 ended with status 3" in text
+
+
+def test_the_transfer_of_the_state_is_a_bar_on_a_terminal_and_nothing_on_a_pipe(capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    peer = run.Worker("peer-5", None, None)
+    screens = run.Screen(), run.LiveScreen()
+    for screen in screens:
+        screen.transfer("peer-5", 300_000, 400_000)
+        assert capsys.readouterr().out == ""
+        screen.refresh([peer], final=True)
+        screen.close()
+        text = capsys.readouterr().out
+        expected = isinstance(screen, run.LiveScreen)
+        assert bool(re.search(r"peer-5 receives the state .* 300.0/400.0 kB", text)) == expected

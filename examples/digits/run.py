@@ -124,7 +124,7 @@ class Run:
             name, log = f"peer-{number}", self.folder / f"peer-{number}.log"
             command = [sys.executable, str(WORKER), address, "--name", name, "--hold"]
             command += ["--steps", str(options.steps), "--seed", str(options.seed)]
-            command += ["--hash-every", str(options.hash_every), "--start-with", str(PEERS)]
+            command += ["--start-with", str(PEERS)]
             worker = Worker(name, self._spawn(command, log), log)
             self.workers.append(worker)
             assert worker.process.stdout is not None
@@ -195,19 +195,32 @@ class Run:
                 for each in self.workers[:PEERS]:
                     self.release(each)
             return
+        if event == "transfer":
+            self.screen.transfer(worker.name, message["done_bytes"], message["total_bytes"])
+            return
         worker.last = message
         worker.sent_bytes += message["sent_bytes"]
         if "hash" in message:
             worker.digest = message["hash"]
             self.hashes[message["step"]][worker.digest].add(worker.name)
-        if event == "shared" and worker.state == "joining":
-            worker.state = "training"
-            self.say(f"{worker.name} has joined at step {message['step']} (peers: {message['peers']})")
+        if event == "shared":
+            self._shared(worker, message)
         elif event == "step":
             worker.loss = message["loss"]
             self._stepped(worker, message)
         elif event == "done":
             worker.done = message
+
+    def _shared(self, worker: Worker, message: Message) -> None:
+        received = message["received_bytes"]
+        if received:
+            self.screen.transfer(worker.name, received, received)
+        if worker.state == "joining":
+            worker.state = "training"
+            given = f", given {received / 1e6:.2f} MB of state" if received else ""
+            self.say(f"{worker.name} has joined at step {message['step']} (peers: {message['peers']}){given}")
+        else:
+            self.say(f"{worker.name} held other bits than the others: {received} bytes were put right")
 
     def _stepped(self, worker: Worker, message: Message) -> None:
         step, steps = message["step"], self.options.steps
@@ -305,6 +318,9 @@ class Screen:
     def progress(self, text: str) -> None:
         print(text, flush=True)
 
+    def transfer(self, name: str, done_bytes: int, total_bytes: int) -> None:
+        """So much of the state has come to a peer."""
+
     def refresh(self, workers: list[Worker], final: bool = False) -> None:
         pass
 
@@ -317,8 +333,12 @@ class LiveScreen(Screen):
 
     def __init__(self) -> None:
         from rich.live import Live
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
         self._notes: list[str] = []
+        columns = TextColumn("{task.description} receives the state"), BarColumn(), DownloadColumn()
+        self._transfers = Progress(*columns, auto_refresh=False)
+        self._bars: dict[str, Any] = {}
         self._next = 0.0
         self._live = Live(auto_refresh=False)
         self._live.start()
@@ -329,6 +349,11 @@ class LiveScreen(Screen):
     def progress(self, text: str) -> None:
         pass  # the table shows it
 
+    def transfer(self, name: str, done_bytes: int, total_bytes: int) -> None:
+        if name not in self._bars:
+            self._bars[name] = self._transfers.add_task(name)
+        self._transfers.update(self._bars[name], completed=done_bytes, total=total_bytes)
+
     def refresh(self, workers: list[Worker], final: bool = False) -> None:
         from rich.console import Group
         from rich.text import Text
@@ -336,7 +361,9 @@ class LiveScreen(Screen):
         now = time.monotonic()
         if final or now >= self._next:
             self._next = now + REFRESH_SECONDS
-            self._live.update(Group(self._table(workers), *map(Text, self._notes)), refresh=True)
+            self._live.update(
+                Group(self._table(workers), self._transfers, *map(Text, self._notes)), refresh=True
+            )
 
     def _table(self, workers: list[Worker]) -> Any:
         from rich.table import Table
@@ -365,12 +392,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train on digits while peers join and die.")
     parser.add_argument("--steps", type=int, default=1500, help="of training, at least 50 (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of parameters and batches (%(default)s)")
-    parser.add_argument("--hash-every", type=int, default=10, help="steps between two checks of parity")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds to give up after (%(default)s)")
     parser.add_argument("--plain", action="store_true", help="lines instead of a table, as when piped")
     options = parser.parse_args(arguments)
-    if options.steps < 50 or options.hash_every < 1:
-        parser.error("--steps must be at least 50 and --hash-every at least 1")
+    if options.steps < 50:
+        parser.error("--steps must be at least 50")
     return options
 
 

@@ -9,7 +9,7 @@ What keeps the peers together is in train() and share_state(), and comes down to
    them know alike: results of joint calls and collectives. It may not depend on comm.rank or
    comm.world_size, which can change between two lines when a peer dies, sooner here and later there.
 2. Newcomers are let in by update_topology() and nowhere else. So the call right after it, at old and new
-   peers, is the one that gives newcomers the state of the training.
+   peers, is the one that gives newcomers the state of the training: sync_shared_state().
 3. What is sent must be right whoever is left when it arrives. An all-reduce of gradients is: it averages
    those of the survivors. A broadcast from rank 0 is not, for rank 0 may be the one that dies.
 """
@@ -32,19 +32,21 @@ import numpy as np
 import pccl
 
 MOMENTUM = 0.9
-SECONDS_BETWEEN_LOOKS = 0.05  # for newcomers, while there are too few peers to train
+SECONDS_BETWEEN_LOOKS = 0.05  # for newcomers, while there are too few peers to begin
 
 
 class TrainingState:
-    """All that a newcomer must be given, in one piece of memory: parameters, momentum and step."""
+    """All that a newcomer must be given: parameters, momentum and step."""
 
     def __init__(self, seed: int) -> None:
-        start = network.initial_parameters(seed)
-        self.memory = np.zeros(2 * start.nbytes + 8, np.uint8)
-        self.parameters, self.momentum = self.memory[:-8].view(np.float32).reshape(2, -1)
-        self._step = self.memory[-8:].view(np.int64)
-        self.parameters[:] = start
-        self.known = False  # whether this is the state of the run, or only where a run starts
+        self._seed = seed
+        self.parameters = network.initial_parameters(seed)
+        self.momentum = np.zeros_like(self.parameters)
+        self._step = np.zeros(1, np.int64)
+        self.shared = pccl.SharedState(
+            {"parameters": self.parameters, "momentum": self.momentum, "step": self._step}
+        )
+        self.has_joined = False
 
     @property
     def step(self) -> int:
@@ -58,49 +60,74 @@ class TrainingState:
         self.parameters -= np.float32(learning_rate) * self.momentum
         self._step += 1
 
+    def restart(self) -> None:
+        """To where every run begins."""
+        self.parameters[:] = network.initial_parameters(self._seed)
+        self.momentum[:] = 0
+        self._step[:] = 0
+        self.shared.revision = 0
+
     def digest(self) -> str:
         """Differs if a single bit does."""
-        return hashlib.blake2b(self.memory, digest_size=8).hexdigest()
+        whole = hashlib.blake2b(digest_size=8)
+        for array in (self.parameters, self.momentum, self._step):
+            whole.update(array)
+        return whole.hexdigest()
+
+
+def tell(event: str, **more: object) -> None:
+    """What has just been done, as a line of JSON on stdout."""
+    print(json.dumps({"event": event, "seconds": time.monotonic()} | more), flush=True)
 
 
 def report(
-    comm: pccl.Communicator, event: str, state: TrainingState, info: pccl.ReduceInfo, **more: object
+    comm: pccl.Communicator, event: str, state: TrainingState, peers: int, sent_bytes: int, **more: object
 ) -> None:
-    """What has just been done with the other peers, as a line of JSON on stdout."""
-    line = {
-        "event": event,
-        "seconds": time.monotonic(),
-        "step": state.step,
-        "epoch": comm.epoch,
-        "rank": comm.rank,
-        "peers": info.local_world_size,
-        "sent_bytes": info.tx_bytes,
-    }
-    print(json.dumps(line | more), flush=True)
+    """What has just been done with the other peers."""
+    where = {"step": state.step, "epoch": comm.epoch, "rank": comm.rank}
+    tell(event, **where, peers=peers, sent_bytes=sent_bytes, **more)
 
 
-def share_state(comm: pccl.Communicator, state: TrainingState) -> int:
-    """Give newcomers the state of the training. Returns how many peers share it now.
+def report_transfer(progress: pccl.SharedStateSyncProgress) -> None:
+    """How much of the state has come."""
+    if progress.phase is pccl.SyncPhase.RECEIVING:
+        tell("transfer", done_bytes=progress.done_bytes, total_bytes=progress.total_bytes)
 
-    Everybody who knows the state offers it, the others offer zeros, and the largest of each byte is the
-    state, whoever dies meanwhile. Nobody knew it if all is zero: then it stays what all start with.
+
+def share_state(comm: pccl.Communicator, state: TrainingState, digest: str) -> None:
+    """All peers have the same bits after this: newcomers get them, and who differs is put right.
+
+    `digest` is that of the state as this peer left it. A transfer that fails may leave a mix of two states.
+    It does no harm while there is somebody to ask again: pccl never elects it. Nobody may train on it.
     """
-    offer = state.memory.copy() if state.known else np.zeros_like(state.memory)
-    try:
-        info = comm.all_reduce(offer, op="max", retry=True)
-    except pccl.TooFewPeersError:
-        info = pccl.ReduceInfo(1, 0, 0)  # alone: what this peer has is the state
-    if offer.any():
-        state.memory[:] = offer
-    state.known = True
-    report(comm, "shared", state, info, hash=state.digest())
-    return info.local_world_size
+    info = pccl.SharedStateSyncInfo(0, 0)
+    while True:
+        try:
+            info = comm.sync_shared_state(
+                state.shared, progress=None if state.has_joined else report_transfer
+            )
+            break
+        except pccl.PeerLostError:
+            continue  # ask those who are left
+        except pccl.TooFewPeersError:  # alone: what this peer has is the state
+            if state.digest() != digest:
+                state.restart()
+            break
+        except pccl.PCCLError as error:
+            if error.result is not pccl.Result.NO_SHARED_STATE_AVAILABLE:
+                raise
+            state.restart()  # as all others do: each has a mix, and whoever had the state is dead
+            digest = state.digest()
+    if info.rx_bytes or not state.has_joined:
+        more = {"received_bytes": info.rx_bytes, "hash": state.digest()}
+        report(comm, "shared", state, comm.world_size, info.tx_bytes, **more)
+    state.has_joined = True
 
 
 def own_batch(step: int, rank: int, peers: int, examples: int, options: argparse.Namespace) -> np.ndarray:
     """Which examples this peer learns from in this step: all draw the same order, each takes its own part.
-    The rank may be out of date just after a death. Two peers then learn from the same examples once, which
-    does no harm: what they average is what counts."""
+    Rank and peers may be out of date just after a death. Two peers then learn from the same examples once,
+    which does no harm: what they average is what counts."""
     order = np.random.default_rng((options.seed, step)).permutation(examples)
     return order[rank::peers][: options.batch]
 
@@ -109,30 +136,31 @@ def train(
     comm: pccl.Communicator, state: TrainingState, data: network.Digits, options: argparse.Namespace
 ) -> None:
     """Join in, and train until `options.steps` steps are done."""
-    peers = share_state(comm, state)
-    while state.step < options.steps:
-        if comm.are_peers_pending():
-            comm.update_topology()
-            peers = share_state(comm, state)
-            continue  # to where newcomers begin
-        if peers < (options.start_with if state.step == 0 else 2):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            continue
-        batch = own_batch(state.step, comm.rank, peers, len(data.train_labels), options)
+    peers, digest = 1, state.digest()
+    while True:
+        share_state(comm, state, digest)
+        if state.step >= options.steps:
+            break  # here, so that whoever was let in last has the result as well
+        batch = own_batch(state.step, comm.rank, comm.world_size, len(data.train_labels), options)
         loss, gradient = network.loss_and_gradient(
             state.parameters, data.train_images[batch], data.train_labels[batch]
         )
         try:
             info = comm.all_reduce(gradient, op="avg", retry=True)
         except pccl.TooFewPeersError:
-            peers = 1  # all others are gone: wait for new ones
-            continue
+            info = pccl.ReduceInfo(1, 0, 0)  # alone: its own gradient is the average
         peers = info.local_world_size
-        state.advance(gradient, options.learning_rate)
-        digest = {"hash": state.digest()} if state.step % options.hash_every == 0 else {}
-        report(comm, "step", state, info, loss=loss, **digest)
+        if state.step > 0 or peers >= options.start_with:
+            state.advance(gradient, options.learning_rate)
+            digest = state.digest()
+            report(comm, "step", state, peers, info.tx_bytes, loss=loss, hash=digest)
+        else:
+            digest = state.digest()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        state.shared.push_revision()
+        comm.update_topology()
     tested = network.accuracy(state.parameters, data.test_images, data.test_labels)
-    report(comm, "done", state, pccl.ReduceInfo(peers, 0, 0), hash=state.digest(), accuracy=tested)
+    report(comm, "done", state, peers, 0, hash=state.digest(), accuracy=tested)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -144,7 +172,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0, help="of parameters and batches; equal at all peers")
     parser.add_argument("--start-with", type=int, default=2, help="peers to wait for before the first step")
-    parser.add_argument("--hash-every", type=int, default=10, help="steps between two hashes of the state")
     parser.add_argument("--timeout", type=float, default=10.0, help="of the communicator, in seconds")
     parser.add_argument("--hold", action="store_true", help="wait for a line on stdin before connecting")
     return parser.parse_args(arguments)
@@ -155,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     data = network.load()
     comm = pccl.Communicator(options.master, name=options.name, timeout=options.timeout)
     if options.hold:
-        print(json.dumps({"event": "ready"}), flush=True)
+        tell("ready")
         sys.stdin.readline()
     while True:
         try:
