@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from faults.cluster import Cluster, Peer, readable, wait_until
 from faults.data import digest, signed_by, with_signature
+from faults.model import expect_parity
 
 SEED = 20261129
 COUNT = 100_000
@@ -81,7 +82,11 @@ class Chaos:
 
     def results(self) -> list[tuple[int, int, int, str]]:
         lines = [line.split() for line in self.journal.read_text().splitlines()]
-        return [(int(index), int(world), int(members), text) for index, world, members, text in lines]
+        return [(int(index), int(world), int(members), text) for index, world, members, text, *_ in lines]
+
+    def states(self) -> list[tuple[str, str]]:
+        """What was trained, after each result: its place and its digest."""
+        return [(line.split()[4], line.split()[5]) for line in self.journal.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + 3))
@@ -101,7 +106,10 @@ def test_whatever_happens_results_are_exact_and_the_living_find_together(seed):
         everybody = sum(1 << peer.index for peer in chaos.living)
         wait_until(lambda: chaos.is_well() and everybody in chaos.memberships(), "all take part again")
         results = chaos.results()
-        print(f"seed {seed}: {len(results)} results, over {len(chaos.memberships())} memberships")
+        compared = expect_parity(chaos.states())
+        print(f"seed {seed}: {len(results)} results, over {len(chaos.memberships())} memberships; ", end="")
+        print(f"{compared} states compared")
+        assert compared > ACTIONS
         inputs = {index: with_signature(seed, index, COUNT) for index in range(cluster.next_index)}
         exact: dict[int, str] = {}
         for index, world, members, text in results:

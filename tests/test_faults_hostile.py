@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.cluster import Cluster, readable, wait_until
+from faults.cluster import Cluster, expect_ok, readable, wait_until
 
 SEED = 20261128
 CROWD = 2500
@@ -174,7 +174,7 @@ def test_a_crowd_that_comes_and_goes_is_forgotten():
             for address in ports(cluster):
                 with connect(address) as one:
                     send_some(one, b"x" * (number % 7))
-        cluster.collect(training)
+        expect_ok(cluster.collect(training))
         for process in processes(cluster):
             wait_until(lambda p=process: files(p) <= before[p.name], f"{process.name} has closed them all")
         cluster.reduce(peers)

@@ -2,6 +2,7 @@
 
 peer      a process that makes the calls it is told to, and answers with what came out
 many      its commands for many ops at once
+model     what it trains: parity of all peers at every step
 data      what it reduces, computed alike by the tests, which so know every result to the bit
 spawner   forks such processes, and masters, in milliseconds
 cluster   a master and its peers: commands to many at once, signals, deadlines, logs when a test fails

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from .data import digest, reduction
+from .model import expect_parity
 from .spawner import spawner
 
 # When a wait counts as a hang: far beyond every bound of the library, and of a busy machine.
@@ -252,7 +253,9 @@ class Cluster:
                 raise AssertionError(f"hung: {[(one.peer.name, one.do) for one in waiting]}")
             for descriptor in readable(peers, left):
                 peers[descriptor].receive()
-        return [pending.answer for pending in pendings if pending.answer is not None]
+        answers = [pending.answer for pending in pendings if pending.answer is not None]
+        expect_parity((place, text) for answer in answers for place, text in answer.get("states", ()))
+        return answers
 
     def ask(self, peer: Peer, do: str, **arguments: Any) -> Answer:
         return self.collect([peer.tell(do, **arguments)])[0]

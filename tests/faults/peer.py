@@ -10,6 +10,7 @@ The main thread makes the calls, one after the other (Ctrl-C is a matter of the 
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -28,6 +29,7 @@ import pccl
 
 from .data import contribution, digest, with_signature
 from .many import ManyCommands
+from .model import Model
 from .state import StateCommands
 
 Command = dict[str, Any]
@@ -51,8 +53,10 @@ class Op:
         }
 
     def answer(self, world: int) -> Answer:
-        result = self.send if self.recv is None else self.recv
-        return {"world": world, "digest": digest(result), "intact": self.recv is None or self.intact()}
+        return {"world": world, "digest": digest(self.result()), "intact": self.recv is None or self.intact()}
+
+    def result(self) -> np.ndarray:
+        return self.send if self.recv is None else self.recv
 
     def failure(self) -> Answer:
         return {"intact": self.intact()}
@@ -138,7 +142,9 @@ class Peer(ManyCommands, StateCommands):
         self.communicator.optimize_topology()
 
     def do_all_reduce(self, command: Command) -> Answer:
-        op = Op(self.seed, self.index, command)
+        return self._reduce(Op(self.seed, self.index, command))
+
+    def _reduce(self, op: Op) -> Answer:
         try:
             info = self.communicator.all_reduce(op.send, op.recv, **op.options)
         except (Exception, KeyboardInterrupt) as error:
@@ -190,34 +196,52 @@ class Peer(ManyCommands, StateCommands):
         return {"world": info.local_world_size, "digests": [op.answer(0)["digest"] for op in ops]}
 
     def do_train(self, command: Command) -> Answer:
-        """Steps `first` … until `last`, each until it succeeds: worlds and digests, one for each step."""
-        worlds, digests, failures = [], [], 0
+        """Steps `first` … until `last`, each until it succeeds: worlds and digests, one for each step, and
+        the states after it."""
+        worlds, digests, states, failures = [], [], [], 0
+        model = Model(self.communicator)
         for step in range(command["first"], command["last"]):
+            with contextlib.suppress(pccl.TooFewPeersError):
+                model.synchronise()
+            op = Op(self.seed, self.index, command | {"step": step})
             while True:
                 try:
-                    answer = self.do_all_reduce(command | {"step": step})
+                    answer = self._reduce(op)
                     break
                 except pccl.PeerLostError as error:
                     if not error.answer["intact"]:  # type: ignore[attr-defined]
                         raise
                     failures += 1
+            model.advance(op.result())
             worlds.append(answer["world"])
             digests.append(answer["digest"])
-        return {"worlds": worlds, "digests": digests, "failures": failures}
+            states.append((model.place, model.digest()))
+        return {"worlds": worlds, "digests": digests, "states": states, "failures": failures}
 
     def do_live(self, command: Command) -> None:
-        """What a program does that wants to stay in, whatever happens. Writes a line to `journal` for each
-        all-reduce that succeeded. Ends only with an error that it cannot cure."""
-        turn = self._live_join if command.get("join") else self._live_reduce
+        """What a program does that wants to stay in, whatever happens: synchronise, reduce, let others in.
+        Writes a line to `journal` for each all-reduce that succeeded. Ends only with an error that it cannot
+        cure, as that of a state that differed."""
+        self._model = Model(self.communicator)
+        turn = self._live_join if command.get("join") else self._live_synchronise
+        following = {
+            self._live_join: self._live_synchronise,
+            self._live_synchronise: self._live_reduce,
+            self._live_reduce: self._live_admit,
+            self._live_admit: self._live_synchronise,
+        }
         while True:
             try:
                 turn(command)
-                turn = self._live_reduce if turn != self._live_reduce else self._live_admit
+                turn = following[turn]
             except pccl.TooFewPeersError:
                 time.sleep(0.01)
                 turn = self._live_admit
             except (pccl.EvictedError, pccl.MasterLostError):
                 turn = self._live_join
+
+    def _live_synchronise(self, command: Command) -> None:
+        self._model.synchronise()
 
     def _live_reduce(self, command: Command) -> None:
         array = with_signature(self.seed, self.index, command["count"])
@@ -227,14 +251,17 @@ class Peer(ManyCommands, StateCommands):
         except Exception:
             assert np.array_equal(array, before), "the input was changed"
             raise
+        self._model.advance(array)
+        state = f"{self._model.place} {self._model.digest()}"
         with Path(command["journal"]).open("a") as file:
-            file.write(f"{self.index} {info.local_world_size} {int(array[0])} {digest(array)}\n")
+            file.write(f"{self.index} {info.local_world_size} {int(array[0])} {digest(array)} {state}\n")
 
     def _live_admit(self, command: Command) -> None:
         self.communicator.update_topology()
 
     def _live_join(self, command: Command) -> None:
         self.communicator.connect()
+        self._model.begin()
 
     def do_close(self, command: Command) -> None:
         self.communicator.close()
