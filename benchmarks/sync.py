@@ -128,14 +128,14 @@ class _Worker:
 
     def send(self) -> Any:
         assert self._socket is not None
-        view = memoryview(self._array)
+        view = self._array.data
         for start in range(0, len(view), _WRITE_BYTES):
             self._socket.sendall(view[start : start + _WRITE_BYTES])
         return {}
 
     def receive(self) -> Any:
         assert self._socket is not None
-        view, received = memoryview(self._array), 0
+        view, received = self._array.data, 0
         begin = time.perf_counter()
         while received < len(view):
             n = self._socket.recv_into(view[received : received + _WRITE_BYTES])

@@ -250,7 +250,9 @@ class Cluster:
                 for pending in waiting:
                     pending.peer.process.signal(signal.SIGUSR1)  # where it hangs
                 time.sleep(0.5)
-                raise AssertionError(f"hung: {[(one.peer.name, one.do) for one in waiting]}")
+                hung = [(one.peer.name, one.do) for one in waiting]
+                failed = [one.answer for one in pendings if one.answer is not None and not one.answer["ok"]]
+                raise AssertionError(f"hung: {hung}; had failed before: {failed}")
             for descriptor in readable(peers, left):
                 peers[descriptor].receive()
         answers = [pending.answer for pending in pendings if pending.answer is not None]
