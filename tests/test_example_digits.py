@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import random
 import re
 import subprocess
 import sys
+import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from faults.model import expect_parity
 
 import pccl
 
@@ -22,6 +29,7 @@ import worker  # noqa: E402
 
 SIZES = (5, 4, 3, 3)
 STEPS = 120
+PATIENCE = 60.0
 
 
 # --- the network -----------------------------------------------------------------------------------------
@@ -263,3 +271,76 @@ def test_the_transfer_of_the_state_is_a_bar_on_a_terminal_and_nothing_on_a_pipe(
         text = capsys.readouterr().out
         expected = isinstance(screen, run.LiveScreen)
         assert bool(re.search(r"peer-5 receives the state .* 300.0/400.0 kB", text)) == expected
+
+
+# --- workers that come just as others die ------------------------------------------------------------------
+
+
+class Trainee:
+    """A worker that is ready to connect, and what it tells."""
+
+    def __init__(self, address, name):
+        command = [sys.executable, str(DIGITS / "worker.py"), address, "--name", name, "--hold"]
+        command += ["--steps", str(10**9), "--timeout", "5"]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        self.told = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            if line.endswith("\n"):  # one that is killed may leave half a line
+                with self._changed:
+                    self.told.append(json.loads(line))
+                    self._changed.notify_all()
+
+    def connect(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def expect(self, what, *, after=0):
+        """Wait until it tells this, beyond the first `after` messages."""
+        with self._changed:
+            found = self._changed.wait_for(lambda: any(map(what, self.told[after:])), PATIENCE)
+        assert found, f"not told: {self.told[-3:]}"
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+@pytest.mark.slow
+def test_newcomers_get_the_state_while_others_die_and_the_last_one_goes_on_alone(master):
+    random_source = random.Random(20261121)
+    with ExitStack() as stack:
+        first, *others = trainees = [Trainee(master.address, f"peer-{number}") for number in range(1, 7)]
+        for trainee in trainees:
+            stack.callback(trainee.end)
+        for trainee in trainees:
+            trainee.expect(lambda message: message["event"] == "ready")
+        first.connect()
+        others[0].connect()
+        others[0].expect(lambda message: message["event"] == "step")
+        for leaver, newcomer in itertools.pairwise(others):
+            newcomer.connect()
+            time.sleep(random_source.random() * 0.02)
+            leaver.process.kill()
+            newcomer.expect(lambda message: message["event"] == "step" and message["peers"] == 2)
+        others[-1].process.kill()
+        others[-1].process.wait()
+        first.expect(lambda message: message["event"] == "step" and message["peers"] == 1)
+        first.expect(lambda message: message["event"] == "step", after=len(first.told))
+        assert first.process.poll() is None
+    told = [message for each in trainees for message in each.told if "hash" in message]
+    states = [(message["step"], message["hash"]) for message in told]
+    assert expect_parity(states) > len(others)
+    steps = [message["step"] for message in first.told if message["event"] == "step"]
+    assert steps == list(range(1, len(steps) + 1)), "nothing was lost or done twice"
+    for newcomer in others[1:]:
+        (shared,) = [message for message in newcomer.told if message["event"] == "shared"]
+        assert shared["received_bytes"] > 0
