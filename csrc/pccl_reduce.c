@@ -6,43 +6,25 @@
 
 #include "base/last_error.h"
 #include "data/datatype.h"
-#include "net/clock.h"
-#include "pccl_comm.h"
+#include "pccl_op.h"
 
-/* ---- arguments ---- */
-
-static pcclResult_t refuse(const char *call, const char *why) {
-    last_error_set("%s: %s", call, why);
-    return pcclInvalidArgument;
+static size_t buffer_bytes(const pcclReduceDescriptor_t *descriptor) {
+    return descriptor->count * datatype_bytes((uint8_t)descriptor->src_descriptor.datatype);
 }
 
 static pcclResult_t check_descriptor(const char *call, const pcclReduceDescriptor_t *descriptor) {
     if (descriptor == NULL) {
         return public_call_null(call, "descriptor");
     }
-    int datatype = (int)descriptor->src_descriptor.datatype;
-    if (!datatype_valid(datatype)) {
-        last_error_set("%s: there is no datatype %d", call, datatype);
-        return pcclInvalidArgument;
+    pcclResult_t result =
+        op_check_elements(call, descriptor->count, (int)descriptor->src_descriptor.datatype, 1);
+    if (result == pcclSuccess) {
+        result = op_check_reduce_op(call, (int)descriptor->op);
     }
-    if (!reduce_op_valid((int)descriptor->op)) {
-        last_error_set("%s: there is no reduce op %d", call, (int)descriptor->op);
-        return pcclInvalidArgument;
+    if (result == pcclSuccess && descriptor->quantization_options.algorithm != pcclQuantNone) {
+        return op_refuse(call, "quantization is not supported yet: the algorithm must be pcclQuantNone");
     }
-    if (descriptor->count == 0) {
-        return refuse(call, "count is 0: it must be at least 1");
-    }
-    if (descriptor->count > PTRDIFF_MAX / datatype_bytes((uint8_t)datatype)) {
-        return refuse(call, "count times the size of an element is more than memory can hold");
-    }
-    if (descriptor->quantization_options.algorithm != pcclQuantNone) {
-        return refuse(call, "quantization is not supported yet: the algorithm must be pcclQuantNone");
-    }
-    return pcclSuccess;
-}
-
-static size_t buffer_bytes(const pcclReduceDescriptor_t *descriptor) {
-    return descriptor->count * datatype_bytes((uint8_t)descriptor->src_descriptor.datatype);
+    return result;
 }
 
 static pcclResult_t check_op(const char *call, const void *sendbuf, const void *recvbuf,
@@ -54,52 +36,26 @@ static pcclResult_t check_op(const char *call, const void *sendbuf, const void *
     if (sendbuf == NULL || recvbuf == NULL) {
         return public_call_null(call, sendbuf == NULL ? "sendbuf" : "recvbuf");
     }
-    uintptr_t from = (uintptr_t)sendbuf, to = (uintptr_t)recvbuf;
-    if (from != to && (from < to ? to - from : from - to) < buffer_bytes(descriptor)) {
-        return refuse(call, "sendbuf and recvbuf overlap: they must be the same buffer, or two apart");
+    size_t bytes = buffer_bytes(descriptor);
+    if (sendbuf != recvbuf && op_overlaps(sendbuf, bytes, recvbuf, bytes)) {
+        return op_refuse(call, "sendbuf and recvbuf overlap: they must be the same buffer, or two apart");
     }
-    if (options != NULL && (options->flags & ~(uint32_t)pcclOpRetry) != 0) {
-        return refuse(call, "options->flags has bits that are none of pcclOpFlags_t");
-    }
-    return pcclSuccess;
+    return op_check_options(call, OP_ALL_REDUCE, options);
 }
 
 static void fill_call(struct call *call, const void *sendbuf, void *recvbuf,
                       const pcclReduceDescriptor_t *descriptor, const pcclOpOptions_t *options) {
-    memset(call, 0, sizeof *call);
-    call->tag = descriptor->tag;
+    op_prepare(call, OP_ALL_REDUCE, descriptor->tag, options);
     call->input = sendbuf;
     call->output = recvbuf;
     call->bytes = buffer_bytes(descriptor);
     call->work_bytes = sendbuf == recvbuf ? call->bytes : 0;
-    call->descriptor = (struct op_descriptor){.kind = OP_ALL_REDUCE,
-                                              .datatype = (uint8_t)descriptor->src_descriptor.datatype,
-                                              .reduce_op = (uint8_t)descriptor->op,
-                                              .count = descriptor->count};
-    call->retry = options != NULL && (options->flags & pcclOpRetry) != 0;
-    if (options != NULL && options->timeout_ms != 0) {
-        call->deadline_ns = clock_now_ns() + options->timeout_ms * NS_PER_MS;
-    }
+    call->descriptor.datatype = (uint8_t)descriptor->src_descriptor.datatype;
+    call->descriptor.reduce_op = (uint8_t)descriptor->op;
+    call->descriptor.count = descriptor->count;
 }
 
-static void fill_info(pcclReduceInfo_t *info, const struct call *call) {
-    if (info != NULL) {
-        *info = (pcclReduceInfo_t){.local_world_size = (uint32_t)call->value,
-                                   .tx_bytes = call->tx_bytes,
-                                   .rx_bytes = call->rx_bytes};
-    }
-}
-
-/* ---- one at a time ---- */
-
-static pcclResult_t run_op(struct comm *comm, struct call *call) {
-    pcclResult_t result = comm_post_op(comm, call);
-    if (result == pcclSuccess) {
-        comm_wait_any(comm, &call, 1);
-        result = comm_result(call);
-    }
-    return result;
-}
+/* ---- one at a time, and async ---- */
 
 static pcclResult_t all_reduce(const char *name, const void *sendbuf, void *recvbuf,
                                const pcclReduceDescriptor_t *descriptor, const pcclOpOptions_t *options,
@@ -112,8 +68,7 @@ static pcclResult_t all_reduce(const char *name, const void *sendbuf, void *recv
     if (result == pcclSuccess) {
         struct call call;
         fill_call(&call, sendbuf, recvbuf, descriptor, options);
-        result = run_op(comm_of(comm), &call);
-        fill_info(info_out, &call);
+        result = op_run(comm_of(comm), &call, info_out);
     }
     comm_leave(comm_of(comm));
     return result;
@@ -131,19 +86,6 @@ pcclResult_t pcclAllReduceWithOptions(const void *sendbuf, void *recvbuf,
     return all_reduce("pcclAllReduceWithOptions", sendbuf, recvbuf, descriptor, options, comm, info_out);
 }
 
-/* ---- async ---- */
-
-static pcclResult_t start_async(struct comm *comm, const void *sendbuf, void *recvbuf,
-                                const pcclReduceDescriptor_t *descriptor, const pcclOpOptions_t *options) {
-    struct call *call = malloc(sizeof *call);
-    if (call == NULL) {
-        last_error_set("out of memory");
-        return pcclOutOfMemory;
-    }
-    fill_call(call, sendbuf, recvbuf, descriptor, options);
-    return comm_start_async(comm, call);
-}
-
 static pcclResult_t all_reduce_async(const char *name, const void *sendbuf, void *recvbuf,
                                      const pcclReduceDescriptor_t *descriptor, const pcclOpOptions_t *options,
                                      const pcclComm_t *comm, pcclAsyncReduceOp_t *handle_out) {
@@ -154,11 +96,9 @@ static pcclResult_t all_reduce_async(const char *name, const void *sendbuf, void
     result = handle_out == NULL ? public_call_null(name, "handle_out")
                                 : check_op(name, sendbuf, recvbuf, descriptor, options);
     if (result == pcclSuccess) {
-        uint64_t tag = descriptor->tag;
-        result = start_async(comm_of(comm), sendbuf, recvbuf, descriptor, options);
-        if (result == pcclSuccess) {
-            *handle_out = (pcclAsyncReduceOp_t){.comm = (pcclComm_t *)(void *)comm_of(comm), .tag = tag};
-        }
+        struct call call;
+        fill_call(&call, sendbuf, recvbuf, descriptor, options);
+        result = op_start(comm_of(comm), &call, handle_out);
     }
     comm_leave(comm_of(comm));
     return result;
@@ -175,39 +115,6 @@ pcclResult_t pcclAllReduceAsyncWithOptions(const void *sendbuf, void *recvbuf,
                                            pcclAsyncReduceOp_t *handle_out) {
     return all_reduce_async("pcclAllReduceAsyncWithOptions", sendbuf, recvbuf, descriptor, options, comm,
                             handle_out);
-}
-
-pcclResult_t pcclAwaitAsyncReduce(const pcclAsyncReduceOp_t *handle, pcclReduceInfo_t *info_out) {
-    if (handle == NULL) {
-        last_error_clear();
-        return public_call_null("pcclAwaitAsyncReduce", "handle");
-    }
-    pcclResult_t result = public_call_begin(handle->comm, "pcclAwaitAsyncReduce");
-    if (result != pcclSuccess) {
-        return result;
-    }
-    struct comm *comm = comm_of(handle->comm);
-    struct call *call = NULL;
-    result = comm_await_async(comm, handle->tag, &call);
-    if (call != NULL) {
-        fill_info(info_out, call);
-        free(call);
-    }
-    comm_leave(comm);
-    return result;
-}
-
-pcclResult_t pcclTestAsyncReduce(const pcclAsyncReduceOp_t *handle, bool *done_out) {
-    if (handle == NULL || done_out == NULL) {
-        last_error_clear();
-        return public_call_null("pcclTestAsyncReduce", handle == NULL ? "handle" : "done_out");
-    }
-    pcclResult_t result = public_call_begin(handle->comm, "pcclTestAsyncReduce");
-    if (result == pcclSuccess) {
-        result = comm_test_async(comm_of(handle->comm), handle->tag, done_out);
-        comm_leave(comm_of(handle->comm));
-    }
-    return result;
 }
 
 /* ---- many, with retries ---- */
@@ -368,7 +275,7 @@ static pcclResult_t check_multiple(const pcclReduceOpDescriptor_t *descriptors, 
         return public_call_null(MULTIPLE, "descriptors");
     }
     if (max_in_flight < 1) {
-        return refuse(MULTIPLE, "max_in_flight must be at least 1");
+        return op_refuse(MULTIPLE, "max_in_flight must be at least 1");
     }
     for (size_t i = 0; i < count; i++) {
         pcclResult_t result = check_op(MULTIPLE, descriptors[i].sendbuf, descriptors[i].recvbuf,

@@ -8,13 +8,14 @@ an array of a library that nobody has imported cannot have come here.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ._enums import DataType
 from ._native import ffi
 
-__all__ = ["Memory", "memory_of", "memory_pair"]
+__all__ = ["Memory", "gather_memory", "memory_of", "memory_pair", "scatter_memory"]
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,87 @@ def memory_pair(send: Any, recv: Any) -> tuple[Memory, Memory]:
         return both, both
     source = memory_of(send, "send", writable=False)
     target = memory_of(recv, "recv", writable=True)
-    if source.datatype is not target.datatype:
-        raise ValueError(
-            f"send holds {source.datatype.dtype_name} but recv {target.datatype.dtype_name}: "
-            "both must have one element type"
-        )
+    _check_types(source, target)
     if source.count != target.count:
         raise ValueError(
             f"send has {source.count} elements but recv {target.count}: both must have the same number"
         )
     return source, target
+
+
+def _check_types(source: Memory, target: Memory) -> None:
+    if source.datatype is not target.datatype:
+        raise ValueError(
+            f"send holds {source.datatype.dtype_name} but recv {target.datatype.dtype_name}: "
+            "both must have one element type"
+        )
+
+
+def gather_memory(send: Any, recv: Any, world_size: Callable[[], int]) -> tuple[Memory, Memory, Any, int]:
+    """The memory of both arrays of an all-gather, recv or the array allocated for it, and how many peers that
+    is for: whoever allocated it knew a world size, which may be that of an earlier epoch."""
+    source = memory_of(send, "send", writable=False)
+    if recv is None:
+        recv = _new_like(send, (world_size(), *send.shape))
+    target = memory_of(recv, "recv", writable=True)
+    _check_types(source, target)
+    return source, target, recv, _parts(recv, target, "recv", send, source, "send")
+
+
+def scatter_memory(send: Any, recv: Any, world_size: Callable[[], int]) -> tuple[Memory, Memory, Any, int]:
+    """As gather_memory(), of a reduce-scatter."""
+    source = memory_of(send, "send", writable=False)
+    if recv is None:
+        recv = _new_like(send, _part_shape(send, world_size()))
+    target = memory_of(recv, "recv", writable=True)
+    _check_types(source, target)
+    return source, target, recv, _parts(send, source, "send", recv, target, "recv")
+
+
+def _shape(array: Any) -> tuple[int, ...] | None:
+    shape = getattr(array, "shape", None)
+    return None if shape is None else tuple(shape)
+
+
+def _part_shape(send: Any, world: int) -> tuple[int, ...]:
+    shape = _shape(send)
+    if shape is None or len(shape) > 1:
+        return () if shape is None else shape[1:]
+    count = shape[0] if shape else 1
+    if count % world != 0:
+        raise ValueError(f"send has {count} elements, which cannot be dealt out evenly to {world} peers")
+    return (count // world,)
+
+
+def _parts(whole: Any, large: Memory, whole_role: str, part: Any, small: Memory, part_role: str) -> int:
+    """How many parts fill the whole: its shape is (parts, *part.shape), or one of the two is flat."""
+    parts, rest = divmod(large.count, small.count)
+    if rest != 0 or parts == 0:
+        raise ValueError(
+            f"{whole_role} has {large.count} elements and {part_role} {small.count}: {whole_role} must have "
+            "world size times as many"
+        )
+    whole_shape, part_shape = _shape(whole), _shape(part)
+    if whole_shape is None or part_shape is None or len(whole_shape) == 1:
+        return parts
+    fits = whole_shape[0] == parts and (len(part_shape) == 1 or whole_shape[1:] == part_shape)
+    if not fits:
+        raise ValueError(
+            f"{whole_role} has shape {whole_shape} and {part_role} {part_shape}: {whole_role} must be of "
+            f"shape {(parts, *part_shape)} or ({large.count},)"
+        )
+    return parts
+
+
+def _new_like(array: Any, shape: tuple[int, ...]) -> Any:
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if numpy is not None and isinstance(array, numpy.ndarray):
+        return numpy.empty(shape, array.dtype)
+    if torch is not None and isinstance(array, torch.Tensor):
+        return array.new_empty(shape)
+    raise TypeError(
+        f"a {type(array).__name__} says nothing of how to make another one for the result: pass one as recv="
+    )
 
 
 def strided_error(role: str, cure: str) -> ValueError:

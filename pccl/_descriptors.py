@@ -7,7 +7,7 @@ from typing import Any
 
 from ._arrays import Memory, memory_pair
 from ._enums import DataType, DistributionHint, QuantizationAlgorithm, ReduceOp
-from ._native import ffi
+from ._native import ffi, lib
 
 __all__ = [
     "QuantizationOptions",
@@ -15,24 +15,32 @@ __all__ = [
     "ReduceInfo",
     "ReduceOpDescriptor",
     "ReduceOperandDescriptor",
+    "algorithm_value",
+    "check_tag",
     "descriptor_for",
     "fill_descriptor",
 ]
 
 MAX_TAG = 2**64 - 1
 
+_ALGORITHMS = {"auto": lib.pcclAlgorithmAuto, "ring": lib.pcclAlgorithmRing, "tree": lib.pcclAlgorithmTree}
+_ALGORITHM_NAMES = {lib.pcclAlgorithmRing: "ring", lib.pcclAlgorithmTree: "tree"}
+
 
 @dataclass
 class ReduceInfo:
-    """How an op went: the world size of the group when it was committed, and bytes on the wire."""
+    """How an op went: the world size of the group when it was committed, bytes on the wire, and "ring" or
+    "tree", whichever was used ("" for a barrier, for several ops, and for one that failed)."""
 
     local_world_size: int
     tx_bytes: int
     rx_bytes: int
+    algorithm: str = ""
 
     @classmethod
     def from_c(cls, info: Any) -> ReduceInfo:
-        return cls(info.local_world_size, info.tx_bytes, info.rx_bytes)
+        algorithm = _ALGORITHM_NAMES.get(info.algorithm, "")
+        return cls(info.local_world_size, info.tx_bytes, info.rx_bytes, algorithm)
 
 
 @dataclass
@@ -124,14 +132,28 @@ def descriptor_for(
     return ReduceDescriptor(memory.count, op, tag, operand, quantization)
 
 
-def fill_descriptor(target: Any, descriptor: ReduceDescriptor) -> None:
-    """Write into a pcclReduceDescriptor_t. TypeError or ValueError for what C could not take."""
-    count, tag = descriptor.count, descriptor.tag
-    quantization = descriptor.quantization_options
+def check_tag(tag: int) -> int:
+    """The tag itself, if it can be one."""
     if not isinstance(tag, int) or isinstance(tag, bool):
         raise TypeError(f"tag must be an int, not {type(tag).__name__}")
     if not 0 <= tag <= MAX_TAG:
         raise ValueError(f"tag must be from 0 to 2**64 - 1, not {tag}")
+    return tag
+
+
+def algorithm_value(algorithm: str) -> int:
+    """The pcclAlgorithm_t of that name."""
+    if not isinstance(algorithm, str):
+        raise TypeError(f"algorithm must be a str, not {type(algorithm).__name__}")
+    if algorithm not in _ALGORITHMS:
+        raise ValueError(f"algorithm must be one of {', '.join(map(repr, _ALGORITHMS))}, not {algorithm!r}")
+    return int(_ALGORITHMS[algorithm])
+
+
+def fill_descriptor(target: Any, descriptor: ReduceDescriptor) -> None:
+    """Write into a pcclReduceDescriptor_t. TypeError or ValueError for what C could not take."""
+    count, tag = descriptor.count, check_tag(descriptor.tag)
+    quantization = descriptor.quantization_options
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"count must be a positive int, not {count!r}")
     if not isinstance(quantization, QuantizationOptions):

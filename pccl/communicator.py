@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
 import os
 import time
 import weakref
@@ -14,20 +13,22 @@ from typing import Any
 
 from . import _interrupt
 from ._address import resolve
+from ._arguments import integer, milliseconds
 from ._arrays import memory_pair
+from ._collectives import AsyncReduceHandle, Collectives, Request
 from ._descriptors import (
     QuantizationOptions,
-    ReduceDescriptor,
     ReduceInfo,
     ReduceOpDescriptor,
     ReduceOperandDescriptor,
+    algorithm_value,
     descriptor_for,
     fill_descriptor,
 )
 from ._enums import Attribute, ReduceOp, Result
 from ._errors import PCCLError, check
 from ._native import ffi, lib
-from ._operations import InFlight, Operation
+from ._operations import InFlight
 from .state import Progress, SharedState, SharedStateSyncInfo, SharedStateSyncStrategy, progress_from_c
 
 __all__ = ["AsyncReduceHandle", "Communicator"]
@@ -64,35 +65,6 @@ def _close_all() -> None:
         communicator.close()
 
 
-def _milliseconds(seconds: float | None, what: str) -> int:
-    """0, which C reads as its default, for None."""
-    if seconds is None:
-        return 0
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"{what} is a number of seconds, not {type(seconds).__name__}")
-    if not 0 < seconds < 2**32 / 1000:
-        raise ValueError(f"{what} must be a positive number of seconds below 4294967, not {seconds}")
-    return math.ceil(seconds * 1000)
-
-
-def _integer(value: int, lowest: int, highest: int, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} must be an int, not {type(value).__name__}")
-    if not lowest <= value <= highest:
-        raise ValueError(f"{what} must be from {lowest} to {highest}, not {value}")
-    return value
-
-
-def _op_arguments(descriptor: ReduceDescriptor, retry: bool, timeout: float | None) -> tuple[Any, Any]:
-    """The C structs of an op. TypeError or ValueError for what C could not take."""
-    c_descriptor = ffi.new("pcclReduceDescriptor_t *")
-    fill_descriptor(c_descriptor, descriptor)
-    options = ffi.new("pcclOpOptions_t *")
-    options.timeout_ms = _milliseconds(timeout, "timeout")
-    options.flags = lib.pcclOpRetry if retry else 0
-    return c_descriptor, options
-
-
 def _c_string(text: str | None, what: str) -> Any:
     if text is None:
         return ffi.NULL
@@ -103,34 +75,33 @@ def _c_string(text: str | None, what: str) -> Any:
     return ffi.new("char[]", text.encode())
 
 
-class AsyncReduceHandle:
-    """An op that has started. Await it with wait() or result(), from any thread, as often as you like.
+def _all_reduce(
+    send: Any,
+    recv: Any,
+    op: ReduceOp | str,
+    tag: int,
+    operand: ReduceOperandDescriptor | None,
+    quantization: QuantizationOptions | None,
+    algorithm: str,
+    retry: bool,
+    timeout: float | None,
+) -> Request:
+    source, target = memory_pair(send, recv)
+    descriptor = ffi.new("pcclReduceDescriptor_t *")
+    fill_descriptor(descriptor, descriptor_for(source, op, tag, operand, quantization))
+    return Request(
+        lib.pcclAllReduceWithOptions,
+        lib.pcclAllReduceAsyncWithOptions,
+        (source.pointer, target.pointer, descriptor),
+        (source, target),
+        tag,
+        timeout,
+        algorithm_value(algorithm),
+        retry,
+    )
 
-    A handle that is dropped does not end its op: it goes on for all peers, and its arrays are held until it
-    is over and the communicator is used again."""
 
-    def __init__(self, communicator: Communicator, operation: Operation) -> None:
-        self._communicator = communicator  # an op needs its communicator
-        self._operation = operation
-
-    def wait(self) -> tuple[bool, int, ReduceInfo]:
-        """Block until the op is over: whether it succeeded, the value of its Result, and its ReduceInfo."""
-        outcome = self._operation.wait()
-        return outcome.error is None, int(outcome.result), outcome.info
-
-    def done(self) -> bool:
-        """Whether wait() would return at once. Never blocks."""
-        return self._operation.done()
-
-    def result(self) -> ReduceInfo:
-        """Block until the op is over; its ReduceInfo, or raise what failed it."""
-        outcome = self._operation.wait()
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome.info
-
-
-class Communicator:
+class Communicator(Collectives):
     """A peer. Connect it to the run of a master, then call joint calls and collectives with the other peers.
 
     address: of the master, "127.0.0.1:48148", "[::1]:48148" or "host.example:48148"; by default that in the
@@ -164,17 +135,15 @@ class Communicator:
             address = os.environ.get("PCCL_MASTER")
             if not address:
                 raise ValueError("no address of a master: pass one, or set PCCL_MASTER")
-        self._group = _integer(peer_group, 0, 2**32 - 1, "peer_group")
+        self._group = integer(peer_group, 0, 2**32 - 1, "peer_group")
         name_text, host_text = _c_string(name, "name"), _c_string(advertise, "advertise")
         params = ffi.new("pcclCommCreateParams_t *")
         params.peer_group = self._group
-        params.p2p_connection_pool_size = _integer(
-            p2p_connection_pool_size, 0, 64, "p2p_connection_pool_size"
-        )
-        params.timeout_ms = _milliseconds(timeout, "timeout")
-        params.straggler_timeout_ms = _milliseconds(straggler_timeout, "straggler_timeout")
+        params.p2p_connection_pool_size = integer(p2p_connection_pool_size, 0, 64, "p2p_connection_pool_size")
+        params.timeout_ms = milliseconds(timeout, "timeout")
+        params.straggler_timeout_ms = milliseconds(straggler_timeout, "straggler_timeout")
         params.name, params.advertise_host = name_text, host_text
-        params.listen_port = 0 if port is None else _integer(port, 1, 65535, "port")
+        params.listen_port = 0 if port is None else integer(port, 1, 65535, "port")
         params.master_address = resolve(address, Result.MASTER_CONNECTION_FAILED)[0]
         check(lib.pcclInit())
         handle = ffi.new("pcclComm_t **")
@@ -201,7 +170,7 @@ class Communicator:
     def connect(self, n_attempts: int = 5) -> Communicator:
         """Join the run. Returns at once when alone; else when the accepted peers have called
         update_topology(). A master that does not answer is tried again, a second later each time."""
-        _integer(n_attempts, 1, 2**31, "n_attempts")
+        integer(n_attempts, 1, 2**31, "n_attempts")
         for attempt in range(1, n_attempts + 1):
             try:
                 _interrupt.call(lib.pcclConnect, self._handle)
@@ -360,33 +329,25 @@ class Communicator:
         tag: int = 0,
         operand_descriptor: ReduceOperandDescriptor | None = None,
         quantization_options: QuantizationOptions | None = None,
+        algorithm: str = "auto",
         retry: bool = False,
         timeout: float | None = None,
     ) -> ReduceInfo:
         """Combine `send` of all peers of the group, element by element, into `recv` of each: the same bits.
 
         Without `recv` the result replaces `send`. On failure `send` is as it was. All peers pass the same
-        number of elements, element type, op and tag.
+        number of elements, element type, op, tag and algorithm.
 
+        algorithm: "auto", "ring" (bandwidth), or "tree" (few hops); see docs/collectives.md.
         retry: when a peer is lost, do it again with those that are left, until it succeeds or this peer is
             alone (TooFewPeersError).
         timeout: seconds after which the op fails for all; None: no bound.
         """
-        source, target = memory_pair(send, recv)
-        descriptor = descriptor_for(source, op, tag, operand_descriptor, quantization_options)
-        c_descriptor, options = _op_arguments(descriptor, retry, timeout)
-        info = ffi.new("pcclReduceInfo_t *")
-        self._in_flight.settle_some()
-        _interrupt.call(
-            lib.pcclAllReduceWithOptions,
-            source.pointer,
-            target.pointer,
-            c_descriptor,
-            options,
-            self._handle,
-            info,
+        return self._run(
+            _all_reduce(
+                send, recv, op, tag, operand_descriptor, quantization_options, algorithm, retry, timeout
+            )
         )
-        return ReduceInfo.from_c(info)
 
     def all_reduce_async(
         self,
@@ -397,6 +358,7 @@ class Communicator:
         tag: int = 0,
         operand_descriptor: ReduceOperandDescriptor | None = None,
         quantization_options: QuantizationOptions | None = None,
+        algorithm: str = "auto",
         retry: bool = False,
         timeout: float | None = None,
     ) -> AsyncReduceHandle:
@@ -404,22 +366,11 @@ class Communicator:
         alive until then, also when the handle is dropped. Ops in flight at the same time need different
         tags; peers may start them in any order. At most 1024 are in flight on a communicator: one more is a
         RefusedError, at once, and does no harm to the others."""
-        source, target = memory_pair(send, recv)
-        descriptor = descriptor_for(source, op, tag, operand_descriptor, quantization_options)
-        c_descriptor, options = _op_arguments(descriptor, retry, timeout)
-
-        def start(handle: Any) -> None:
-            _interrupt.call(
-                lib.pcclAllReduceAsyncWithOptions,
-                source.pointer,
-                target.pointer,
-                c_descriptor,
-                options,
-                self._handle,
-                handle,
+        return self._start(
+            _all_reduce(
+                send, recv, op, tag, operand_descriptor, quantization_options, algorithm, retry, timeout
             )
-
-        return AsyncReduceHandle(self, self._in_flight.start(descriptor.tag, (source, target), start))
+        )
 
     def all_reduce_multiple_with_retry(
         self, descriptors: Sequence[ReduceOpDescriptor], *, max_in_flight: int = 4
@@ -433,7 +384,7 @@ class Communicator:
         the peers fails at all of them; the others are run all the same, and the first failure is raised. The
         bytes of the ReduceInfo are sums."""
         descriptors = list(descriptors)  # holds the arrays
-        _integer(max_in_flight, 1, 2**31 - 1, "max_in_flight")
+        integer(max_in_flight, 1, 2**31 - 1, "max_in_flight")
         items = ffi.new("pcclReduceOpDescriptor_t[]", len(descriptors))
         for i, descriptor in enumerate(descriptors):
             if not isinstance(descriptor, ReduceOpDescriptor):

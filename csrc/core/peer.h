@@ -142,7 +142,8 @@ struct peer_status {
     bool connected; /* member of a committed epoch */
     struct id id, run;
     uint64_t epoch;
-    uint16_t rank, world; /* of the own group */
+    uint16_t rank, world;   /* of the own group */
+    uint16_t largest_world; /* that the own group has had since this peer joined */
     struct message_census census;
 };
 void peer_get_status(const struct peer *peer, struct peer_status *status);

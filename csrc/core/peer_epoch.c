@@ -194,6 +194,9 @@ void peer_epoch_commit(struct peer *peer, const struct message_commit_epoch *com
     peer->status.epoch = peer->epoch;
     peer->status.rank = peer->plan.rank;
     peer->status.world = peer->plan.world;
+    if (peer->status.largest_world < peer->plan.world) {
+        peer->status.largest_world = peer->plan.world;
+    }
     announce(peer);
     peer_log(peer, PEER_LOG_INFO, "epoch %" PRIu64 ": rank %u of %u", peer->epoch, (unsigned)peer->plan.rank,
              (unsigned)peer->plan.world);

@@ -406,7 +406,7 @@ static bool names_ranks(const struct op_descriptor *descriptor) {
 }
 
 static const char ranks_changed[] =
-    "a peer has left, and ranks have changed: call again for those who are there";
+    "ranks have changed, or the call was made for others than there are: read them, and call again";
 
 void peer_op_epoch_ended(struct peer *peer, const struct message_propose *propose) {
     if (peer->epoch != 0) { /* else the verdict on the last committed epoch still holds */

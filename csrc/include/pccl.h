@@ -116,10 +116,18 @@ typedef struct pcclCommCreateParams_t {
     uint32_t flags; /* 0 */
 } pcclCommCreateParams_t;
 
+/* How the bytes of an op travel; see docs/collectives.md. Auto: a tree for small payloads, else a ring. */
+typedef enum pcclAlgorithm_t {
+    pcclAlgorithmAuto = 0,
+    pcclAlgorithmRing = 1,
+    pcclAlgorithmTree = 2 /* all-reduce and broadcast; the ring where there is no tree in this epoch */
+} pcclAlgorithm_t;
+
 typedef struct pcclReduceInfo_t {
     uint32_t local_world_size; /* of the group, when the op was committed */
     uint64_t tx_bytes;         /* on the wire, headers included */
     uint64_t rx_bytes;
+    pcclAlgorithm_t algorithm; /* that was used; pcclAlgorithmAuto: none (barrier, failure), or several */
 } pcclReduceInfo_t;
 
 typedef struct pcclReduceOperandDescriptor_t {
@@ -202,9 +210,20 @@ typedef enum pcclOpFlags_t {
 
 /* Optional for one op; zero means the default. */
 typedef struct pcclOpOptions_t {
-    uint32_t timeout_ms; /* the op fails for all with pcclTimeout when it takes longer; 0: no bound */
-    uint32_t flags;      /* of pcclOpFlags_t */
+    uint32_t timeout_ms;       /* the op fails for all with pcclTimeout when it takes longer; 0: no bound */
+    uint32_t flags;            /* of pcclOpFlags_t */
+    pcclAlgorithm_t algorithm; /* equal at all peers */
 } pcclOpOptions_t;
+
+/* One broadcast, all-gather or reduce-scatter. What it does not use is not looked at. */
+typedef struct pcclCollectiveDescriptor_t {
+    size_t count; /* elements, >= 1: of the buffer (broadcast), or of the part of each peer */
+    pcclDataType_t datatype;
+    pcclRedOp_t op;      /* reduce-scatter */
+    uint32_t root;       /* broadcast: the rank whose buffer is copied */
+    uint32_t world_size; /* all-gather, reduce-scatter: of the group, which the buffers are made for */
+    uint64_t tag;        /* names the op among those in flight; equal at all peers */
+} pcclCollectiveDescriptor_t;
 
 /* What a communicator knows of itself. Ids are 16 random bytes; rank and world size are those of the
  * group in `epoch`. All zero before pcclConnect. */
@@ -289,8 +308,8 @@ PCCL_EXPORT pcclResult_t pcclAllReduceAsyncWithOptions(const void *sendbuf, void
                                                        const pcclOpOptions_t *PCCL_NULLABLE options,
                                                        const pcclComm_t *comm,
                                                        pcclAsyncReduceOp_t *handle_out);
-/* From any thread, once per handle; blocks until the op has ended. pcclInvalidArgument if it was awaited
- * before, or if its tag was used again after it had ended. */
+/* Of any async op. From any thread, once per handle; blocks until the op has ended. pcclInvalidArgument if it
+ * was awaited before, or if its tag was used again after it had ended. */
 PCCL_EXPORT pcclResult_t pcclAwaitAsyncReduce(const pcclAsyncReduceOp_t *handle,
                                               pcclReduceInfo_t *PCCL_NULLABLE info_out);
 /* Whether awaiting would return at once. Never blocks. */
@@ -305,6 +324,51 @@ PCCL_EXPORT pcclResult_t pcclAllReduceMultipleWithRetry(const pcclReduceOpDescri
                                                         size_t count, const pcclComm_t *comm,
                                                         pcclReduceInfo_t *PCCL_NULLABLE info_out,
                                                         int max_in_flight);
+
+/* The other collectives. As in an all-reduce, all peers of the group call with the same tag and an equal
+ * descriptor (else pcclMismatch), nobody succeeds unless all do, alone in the group it is pcclTooFewPeers,
+ * and an Async form returns at once with a handle for pcclAwaitAsyncReduce. `options` may be NULL.
+ *
+ * Ranks are those of one epoch (pcclGetCommInfo). When membership changes before the op is committed, also by
+ * a peer that leaves in good order, it fails with pcclRankConnectionLost: read rank and world size again, and
+ * call with buffers for them. The same follows if root or world_size are of an earlier epoch; if the group
+ * never had them, pcclInvalidArgument, and nothing was sent. A barrier names no ranks and goes on when a peer
+ * leaves; it alone of these takes pcclOpRetry. */
+
+/* Copies the buffer of `root` into that of all others. On failure all buffers are as they were. */
+PCCL_EXPORT pcclResult_t pcclBroadcast(void *buffer, const pcclCollectiveDescriptor_t *descriptor,
+                                       const pcclOpOptions_t *PCCL_NULLABLE options, const pcclComm_t *comm,
+                                       pcclReduceInfo_t *PCCL_NULLABLE info_out);
+PCCL_EXPORT pcclResult_t pcclBroadcastAsync(void *buffer, const pcclCollectiveDescriptor_t *descriptor,
+                                            const pcclOpOptions_t *PCCL_NULLABLE options,
+                                            const pcclComm_t *comm, pcclAsyncReduceOp_t *handle_out);
+/* recvbuf (world_size * count elements) gets the sendbuf (count elements) of each rank, in order of ranks.
+ * In place: sendbuf == recvbuf + rank * count; other overlaps are refused. On failure sendbuf is as it was,
+ * and the rest of recvbuf is undefined. */
+PCCL_EXPORT pcclResult_t pcclAllGather(const void *sendbuf, void *recvbuf,
+                                       const pcclCollectiveDescriptor_t *descriptor,
+                                       const pcclOpOptions_t *PCCL_NULLABLE options, const pcclComm_t *comm,
+                                       pcclReduceInfo_t *PCCL_NULLABLE info_out);
+PCCL_EXPORT pcclResult_t pcclAllGatherAsync(const void *sendbuf, void *recvbuf,
+                                            const pcclCollectiveDescriptor_t *descriptor,
+                                            const pcclOpOptions_t *PCCL_NULLABLE options,
+                                            const pcclComm_t *comm, pcclAsyncReduceOp_t *handle_out);
+/* Combines the sendbufs (world_size * count elements) of all; recvbuf (count elements) gets the part of the
+ * own rank, which begins at element rank * count. In place: recvbuf == sendbuf + rank * count; other overlaps
+ * are refused. On failure both are as they were. */
+PCCL_EXPORT pcclResult_t pcclReduceScatter(const void *sendbuf, void *recvbuf,
+                                           const pcclCollectiveDescriptor_t *descriptor,
+                                           const pcclOpOptions_t *PCCL_NULLABLE options,
+                                           const pcclComm_t *comm, pcclReduceInfo_t *PCCL_NULLABLE info_out);
+PCCL_EXPORT pcclResult_t pcclReduceScatterAsync(const void *sendbuf, void *recvbuf,
+                                                const pcclCollectiveDescriptor_t *descriptor,
+                                                const pcclOpOptions_t *PCCL_NULLABLE options,
+                                                const pcclComm_t *comm, pcclAsyncReduceOp_t *handle_out);
+/* Succeeds when all peers of the group have called it with this tag. */
+PCCL_EXPORT pcclResult_t pcclBarrier(uint64_t tag, const pcclOpOptions_t *PCCL_NULLABLE options,
+                                     const pcclComm_t *comm, pcclReduceInfo_t *PCCL_NULLABLE info_out);
+PCCL_EXPORT pcclResult_t pcclBarrierAsync(uint64_t tag, const pcclOpOptions_t *PCCL_NULLABLE options,
+                                          const pcclComm_t *comm, pcclAsyncReduceOp_t *handle_out);
 
 /* Makes the tensors of all peers of the group equal, bit for bit. They return when all have called. Tensors
  * are matched by name; names, datatypes and counts have to be equal (pcclMismatch), and no two may share

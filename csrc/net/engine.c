@@ -185,10 +185,30 @@ void engine_check_whole(struct engine *engine, struct op *op) {
     }
 }
 
+/* In place, the part of this peer lies in the other buffer at its rank. Where it lies elsewhere in there, it
+ * would be overwritten before it is sent: the caller saw another rank. */
+static bool is_misplaced(const struct op *op, const struct schedule *schedule) {
+    const struct call *call = op->call;
+    if (schedule->kind != OP_ALL_GATHER && schedule->kind != OP_REDUCE_SCATTER) {
+        return false;
+    }
+    struct chunk_range own = schedule_segment(schedule, schedule->place);
+    size_t part = own.count * op->element_bytes, offset = own.offset * op->element_bytes;
+    uintptr_t input = (uintptr_t)call->input, result = (uintptr_t)call->output;
+    bool gathers = schedule->kind == OP_ALL_GATHER;
+    uintptr_t at = gathers ? input : result, begin = gathers ? result : input;
+    bool inside = at + part > begin && at < begin + vector_bytes(schedule);
+    return inside && at != begin + offset;
+}
+
 static void begin(struct engine *engine, struct op *op, const struct peer_action *action) {
     const struct op_descriptor *descriptor = &op->call->descriptor;
     struct schedule schedule = schedule_make(descriptor->kind, action->tree, action->place, action->world,
                                              action->root, descriptor->count, op->element_bytes);
+    if (is_misplaced(op, &schedule)) {
+        engine_report(engine, op, REPORT_MISPLACED);
+        return;
+    }
     if (!allot_transfer(op, &schedule)) {
         engine_report(engine, op, REPORT_REFUSED);
         return;
@@ -296,6 +316,11 @@ bool engine_next_report(struct engine *engine, struct peer_event *event) {
         event->kind = PEER_EVENT_OP_REFUSED;
         event->status = pcclOutOfMemory;
         event->reason = "a peer has no memory for it";
+    } else if (op->reports & REPORT_MISPLACED) {
+        op->reports &= (uint8_t)~REPORT_MISPLACED;
+        event->kind = PEER_EVENT_OP_REFUSED;
+        event->status = pcclRankConnectionLost;
+        event->reason = "in place, but not at this peer's rank: ranks have changed since, or it is wrong";
     } else if (op->reports & REPORT_MISMATCH) {
         op->reports &= (uint8_t)~REPORT_MISMATCH;
         event->kind = PEER_EVENT_OP_MISMATCH;

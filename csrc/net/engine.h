@@ -21,7 +21,7 @@
 #include "net/stream.h"
 
 /* What the machine has yet to be told of an op. */
-enum op_report { REPORT_WHOLE = 1, REPORT_MISMATCH = 2, REPORT_REFUSED = 4 };
+enum op_report { REPORT_WHOLE = 1, REPORT_MISMATCH = 2, REPORT_REFUSED = 4, REPORT_MISPLACED = 8 };
 
 struct op {
     bool active;

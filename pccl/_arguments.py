@@ -1,0 +1,27 @@
+"""Checks of plain arguments: what is wrong is a TypeError or a ValueError before anything is sent."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["integer", "milliseconds"]
+
+
+def milliseconds(seconds: float | None, what: str) -> int:
+    """0, which C reads as its default, for None."""
+    if seconds is None:
+        return 0
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{what} is a number of seconds, not {type(seconds).__name__}")
+    if not 0 < seconds < 2**32 / 1000:
+        raise ValueError(f"{what} must be a positive number of seconds below 4294967, not {seconds}")
+    return math.ceil(seconds * 1000)
+
+
+def integer(value: int, lowest: int, highest: int, what: str) -> int:
+    """The value itself, if it is an int within these bounds."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be an int, not {type(value).__name__}")
+    if not lowest <= value <= highest:
+        raise ValueError(f"{what} must be from {lowest} to {highest}, not {value}")
+    return value
