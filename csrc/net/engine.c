@@ -179,6 +179,21 @@ void engine_offer(struct engine *engine, struct op *op, uint32_t step) {
     }
 }
 
+/* Whoever receives grants, and so shows what it has called. In a broadcast some only send: if their receivers
+ * have called something else, and never grant, both would wait for ever. */
+static void announce(struct engine *engine, struct op *op) {
+    if (op->transfer.schedule.kind != OP_BROADCAST || op->eager) {
+        return;
+    }
+    for (int edge = 0; edge < MAX_EDGES; edge++) {
+        struct link *link = engine->edges[edge];
+        if ((op->sends_over >> edge & 1) != 0 && link != NULL) {
+            list_append(&link->granting, &op->granting[edge]);
+            link_wants_write(link);
+        }
+    }
+}
+
 void engine_check_whole(struct engine *engine, struct op *op) {
     if ((op->granted & op->sends_over) == op->sends_over && transfer_whole(&op->transfer)) {
         engine_report(engine, op, REPORT_WHOLE);
@@ -215,6 +230,7 @@ static void begin(struct engine *engine, struct op *op, const struct peer_action
     }
     op->call->tree = action->tree;
     engine_offer(engine, op, 0);
+    announce(engine, op);
     engine_op_moved(engine, op);
     engine_check_whole(engine, op);
 }
@@ -386,9 +402,11 @@ static void pull_grants(struct engine *engine, struct stream *stream) {
     while (stream->out.count < BATCH_FRAMES && !list_is_empty(due)) {
         size_t place = (size_t)((uint8_t *)due->next - (uint8_t *)engine->ops);
         struct op *op = &engine->ops[place / sizeof(struct op)]; /* the node lies in it */
+        size_t edge = (size_t)(due->next - op->granting);
         list_remove(due->next);
-        struct frame frame = frame_of(op, FRAME_GRANT);
-        frame.grant = engine_grant_number(engine, op);
+        bool grants = (op->offered >> edge & 1) != 0;
+        struct frame frame = frame_of(op, grants ? FRAME_GRANT : FRAME_CALLED);
+        frame.grant = grants ? engine_grant_number(engine, op) : 0;
         frame.credit = take_credit(stream->link);
         stream_add_frame(stream, &frame, NULL, 0, NULL);
         op->call->tx_bytes += FRAME_HEADER_BYTES;

@@ -44,7 +44,7 @@ struct op {
     uint32_t sends_over, granted, offered;
     uint32_t grants[MAX_EDGES];
     struct list ready;               /* in link.ready or link.starved while it has a chunk to send there */
-    struct list granting[MAX_EDGES]; /* in link.granting until that grant is out */
+    struct list granting[MAX_EDGES]; /* in link.granting until that GRANT, or CALLED, is out */
 
     struct list reporting;
     uint8_t reports; /* set of enum op_report */

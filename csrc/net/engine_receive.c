@@ -171,6 +171,15 @@ static bool grant_matched(struct engine *engine, struct op *op, struct link *lin
     return true;
 }
 
+/* ---- what others have called ---- */
+
+static void called_matched(struct engine *engine, struct op *op, const struct link *link,
+                           const struct frame *frame) {
+    if (!is_given_up(engine, op, link, frame)) {
+        op->call->rx_bytes += FRAME_HEADER_BYTES;
+    }
+}
+
 /* ---- held frames ---- */
 
 static struct held_frame *hold(const struct frame *frame) {
@@ -184,13 +193,13 @@ static struct held_frame *hold(const struct frame *frame) {
 
 static void keep(struct engine *engine, struct link *link, struct held_frame *held) {
     list_append(&link->held, &held->node);
-    link->held_grants += held->frame.type == FRAME_GRANT;
+    link->held_grants += held->frame.type != FRAME_DATA;
     engine->held_count++;
 }
 
 static void drop(struct engine *engine, struct link *link, struct held_frame *held) {
     list_remove(&held->node);
-    link->held_grants -= held->frame.type == FRAME_GRANT;
+    link->held_grants -= held->frame.type != FRAME_DATA;
     engine->held_count--;
     if (held->frame.type == FRAME_DATA) {
         give_back_room(link, held->frame.payload_bytes);
@@ -203,6 +212,10 @@ static bool held_matched(struct engine *engine, struct op *op, struct link *link
     const struct frame *frame = &held->frame;
     if (frame->type == FRAME_GRANT) {
         return grant_matched(engine, op, link, frame);
+    }
+    if (frame->type == FRAME_CALLED) {
+        called_matched(engine, op, link, frame);
+        return true;
     }
     if (is_given_up(engine, op, link, frame)) {
         return true;
@@ -264,13 +277,17 @@ bool engine_control_frame(struct engine *engine, struct link *link, const struct
     if (frame->type == FRAME_PING) {
         link_ping_arrived(link, frame->grant);
     }
-    if (frame->type != FRAME_GRANT) {
+    if (frame->type != FRAME_GRANT && frame->type != FRAME_CALLED) {
         return true;
     }
     uint32_t index;
     switch (peer_find_op(engine->machine, frame->epoch, frame->tag, frame->commits_seen, &index)) {
     case PEER_MATCH_OP:
-        return grant_matched(engine, &engine->ops[index], link, frame);
+        if (frame->type == FRAME_GRANT) {
+            return grant_matched(engine, &engine->ops[index], link, frame);
+        }
+        called_matched(engine, &engine->ops[index], link, frame);
+        return true;
     case PEER_MATCH_LATER: {
         if (link->held_grants >= MAX_HELD_GRANTS) {
             return link_fail(link, "it granted more than %d ops that were not called here", MAX_HELD_GRANTS);

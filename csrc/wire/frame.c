@@ -7,7 +7,7 @@
 enum { CRC_BYTES = 4 };
 
 static bool has_descriptor(const struct frame *frame) {
-    return frame->type == FRAME_GRANT || frame->type == FRAME_DATA;
+    return frame->type == FRAME_GRANT || frame->type == FRAME_CALLED || frame->type == FRAME_DATA;
 }
 
 static void header(struct cursor *cursor, struct frame *frame) {

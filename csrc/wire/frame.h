@@ -20,6 +20,7 @@ enum frame_type {
     FRAME_DATA,      /* one chunk of one step */
     FRAME_CREDIT,    /* `credit` alone */
     FRAME_PING,      /* I live */
+    FRAME_CALLED,    /* sender of data to its receiver: I have called this op and wait for your grant */
     FRAME_TYPE_END
 };
 
@@ -27,8 +28,8 @@ enum frame_flags {
     FRAME_EAGER = 1, /* DATA sent before a grant: counts against the link's eager window */
 };
 
-/* How a frame finds its op at the receiver. Before a grant (GRANT, eager DATA): by (epoch, tag), where
- * `commits_seen` tells apart successive ops under one tag; see peer_find_op() in core/peer.h. After it:
+/* How a frame finds its op at the receiver. Before a grant (GRANT, CALLED, eager DATA): by (epoch, tag),
+ * where `commits_seen` tells apart successive ops under one tag; see peer_find_op() in core/peer.h. After it:
  * DATA repeats the `grant` that the receiver gave. */
 struct frame {
     uint8_t type;           /* enum frame_type */
@@ -39,9 +40,9 @@ struct frame {
     uint32_t credit;        /* bytes of the eager window given back */
     uint64_t epoch;
     uint64_t tag;
-    uint64_t commits_seen; /* GRANT, eager DATA: ops committed in this epoch before the sender's call */
+    uint64_t commits_seen; /* GRANT, CALLED, eager DATA: ops committed in this epoch before the call */
     uint32_t grant;        /* GRANT: the number that granted DATA must bear; granted DATA: that number */
-    struct op_descriptor descriptor; /* GRANT, DATA */
+    struct op_descriptor descriptor; /* GRANT, CALLED, DATA */
 };
 
 void frame_encode(const struct frame *frame, uint8_t bytes[FRAME_HEADER_BYTES]);
