@@ -79,7 +79,7 @@ def gather_memory(send: Any, recv: Any, world_size: Callable[[], int]) -> tuple[
     is for: whoever allocated it knew a world size, which may be that of an earlier epoch."""
     source = memory_of(send, "send", writable=False)
     if recv is None:
-        recv = _new_like(send, (world_size(), *send.shape))
+        recv = _new_like(send, (world_size(), *(_shape(send) or ())))
     target = memory_of(recv, "recv", writable=True)
     _check_types(source, target)
     return source, target, recv, _parts(recv, target, "recv", send, source, "send")

@@ -56,15 +56,28 @@ def encode(value: Any) -> bytes:
     except (OverflowError, BufferError) as error:
         raise ValueError(f"this object cannot be sent: {error}") from error
     if len(data) <= OBJECT_BYTES:
-        decode(data)  # extension types and dict keys that nobody could take apart
+        _check(data)
     return data
+
+
+def _check(data: bytes) -> None:
+    """Extension types and dict keys that nobody could take apart are the sender's mistake."""
+    try:
+        decode(data)
+    except ValueError as error:
+        if isinstance(error.__cause__, TypeError):  # unhashable
+            raise TypeError(
+                "a dict with a key of type list or tuple cannot be sent: keys must be None, bool, int, float, "
+                "str or bytes"
+            ) from error
+        raise
 
 
 def decode(data: bytes | bytearray | memoryview) -> Any:
     """ValueError unless it is one object and nothing else."""
     try:
         # Without building anything: afterwards every length that is claimed is known to be there.
-        unpacker = msgpack.Unpacker(max_buffer_size=len(data))
+        unpacker = msgpack.Unpacker(max_buffer_size=max(1, len(data)))  # 0 would mean much
         unpacker.feed(data)
         unpacker.skip()
         if unpacker.tell() != len(data):
@@ -80,8 +93,8 @@ def decode(data: bytes | bytearray | memoryview) -> Any:
         )
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(
-            f"{len(data)} bytes of MessagePack are no object that can be sent: {str(error) or repr(error)}; "
-            "keys of dicts must be None, bool, int, float, str or bytes, and extension types are not taken"
+            f"{len(data)} bytes of MessagePack are no object that can be sent (nor are extension types): "
+            f"{str(error) or repr(error)}"
         ) from error
 
 

@@ -47,6 +47,7 @@ def group_of(master: MasterNode, size: int, **options: object) -> Iterator[list[
                 assert time.monotonic() < deadline, "nobody lets the newcomer in"
                 if accepted and all(in_threads(*(peer.are_peers_pending for peer in accepted))):
                     in_threads(*(peer.update_topology for peer in accepted))
+                    newcomer.join(PATIENCE)  # it is one of those who have to vote now
                 newcomer.join(0.01)
             accepted.append(comm)
         yield accepted

@@ -27,6 +27,7 @@ import numpy as np
 
 import pccl
 
+from .collectives import CollectiveCommands
 from .data import contribution, digest, with_signature
 from .many import ManyCommands
 from .model import Model
@@ -65,7 +66,7 @@ class Op:
         return bool(np.array_equal(self.send, self.before))
 
 
-class Peer(ManyCommands, StateCommands):
+class Peer(CollectiveCommands, ManyCommands, StateCommands):
     def __init__(self, seed: int, index: int, commands: socket.socket) -> None:
         self.seed, self.index = seed, index
         self._commands = commands.makefile("r")
@@ -73,7 +74,7 @@ class Peer(ManyCommands, StateCommands):
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._communicator: pccl.Communicator | None = None
-        self._started: dict[str, tuple[Op, pccl.AsyncReduceHandle]] = {}
+        self._started: dict[str, tuple[Any, pccl.AsyncReduceHandle]] = {}
 
     def run(self) -> None:
         threading.Thread(target=self._read, name="commands", daemon=True).start()
