@@ -67,8 +67,8 @@ def _check(data: bytes) -> None:
     except ValueError as error:
         if isinstance(error.__cause__, TypeError):  # unhashable
             raise TypeError(
-                "a dict with a key of type list or tuple cannot be sent: keys must be None, bool, int, float, "
-                "str or bytes"
+                "a dict with a key of type list or tuple cannot be sent: keys must be None, bool, int, "
+                "float, str or bytes"
             ) from error
         raise
 
