@@ -30,7 +30,7 @@ HEADER = "<BBHIIIQQQI"
 
 def frames_of(kind: int) -> st.SearchStrategy[dict[str, Any]]:
     data = kind == lib.FRAME_DATA
-    described = kind in (lib.FRAME_DATA, lib.FRAME_GRANT)
+    described = kind in (lib.FRAME_DATA, lib.FRAME_GRANT, lib.FRAME_CALLED)
     return st.fixed_dictionaries(
         {
             "type": st.just(kind),
@@ -139,6 +139,7 @@ def test_arbitrary_bytes_with_a_good_crc_give_a_frame_within_limits_or_none(data
         {"payload_bytes": lib.MAX_CHUNK_BYTES + 1},
         {"payload_bytes": 2**32 - 1},
         {"type": lib.FRAME_GRANT},
+        {"type": lib.FRAME_CALLED},
         {"type": lib.FRAME_PING, "payload_bytes": 0},
         {"type": lib.FRAME_CREDIT, "payload_bytes": 0, "descriptor": None, "flags": lib.FRAME_EAGER},
         {"type": lib.FRAME_CREDIT, "descriptor": None},
