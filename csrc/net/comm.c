@@ -115,17 +115,25 @@ static bool close_unattended(struct comm *comm) {
         return false;
     }
     call->abandoned = true;
-    if (!mailbox_post(&comm->mailbox, call)) {
+    if (!mailbox_post(&comm->mailbox, call, false)) {
         free(call);
     }
     return true;
 }
 
 int comm_wait_any(struct comm *comm, struct call *const *calls, int count) {
+    int found = mailbox_first_done(calls, count);
+    struct peer_loop *loop = found < 0 ? mailbox_take_over(&comm->mailbox) : NULL;
+    if (loop != NULL) {
+        found = peer_loop_drive(loop, calls, count);
+    }
+    if (found >= 0) {
+        return found;
+    }
     bool interrupted = comm->check == NULL; /* it can't be, or has been */
     for (;;) {
         uint64_t until_ns = interrupted ? UINT64_MAX : clock_now_ns() + comm->check_interval_ns;
-        int found = mailbox_wait(&comm->mailbox, calls, count, until_ns);
+        found = mailbox_wait(&comm->mailbox, calls, count, until_ns);
         if (found >= 0) {
             return found;
         }
@@ -149,13 +157,17 @@ static pcclResult_t not_connected(void) {
     return pcclInvalidUsage;
 }
 
-pcclResult_t comm_post(struct comm *comm, struct call *call) {
+static pcclResult_t post(struct comm *comm, struct call *call, bool waits) {
     call->blocking = true;
-    return mailbox_post(&comm->mailbox, call) ? pcclSuccess : not_connected();
+    return mailbox_post(&comm->mailbox, call, waits) ? pcclSuccess : not_connected();
+}
+
+pcclResult_t comm_post(struct comm *comm, struct call *call) {
+    return post(comm, call, false);
 }
 
 pcclResult_t comm_run(struct comm *comm, struct call *call) {
-    pcclResult_t result = comm_post(comm, call);
+    pcclResult_t result = post(comm, call, true);
     if (result == pcclSuccess) {
         comm_wait_any(comm, &call, 1);
         result = comm_result(call);
@@ -216,7 +228,7 @@ static pcclResult_t close_until(struct comm *comm, uint64_t until_ns) {
         last_error_set("out of memory");
         return pcclOutOfMemory;
     }
-    if (!mailbox_post(&comm->mailbox, call)) {
+    if (!mailbox_post(&comm->mailbox, call, false)) {
         free(call);
         return pcclSuccess; /* there is nothing to close */
     }
@@ -315,7 +327,7 @@ static pcclResult_t post_op(struct comm *comm, struct call *call) {
         }
     }
     call->kind = PEER_EVENT_OP;
-    if (!mailbox_post(&comm->mailbox, call)) {
+    if (!mailbox_post(&comm->mailbox, call, call->blocking)) {
         buffer_pool_give(&comm->pool, &call->work, clock_now_ns());
         return not_connected();
     }

@@ -377,6 +377,15 @@ void link_set_write(struct link_set *set) {
     }
 }
 
+bool link_set_is_building(const struct link_set *set) {
+    for (int i = 0; i < MAX_LINKS; i++) {
+        if (set->links[i].state != LINK_FREE && set->links[i].state != LINK_UP) {
+            return true;
+        }
+    }
+    return false;
+}
+
 bool link_set_has_output(const struct link_set *set) {
     for (int i = 0; i < MAX_LINKS; i++) {
         if (set->links[i].state == LINK_UP && set->links[i].wants_write) {

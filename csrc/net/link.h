@@ -87,6 +87,8 @@ enum link_adoption link_adopt(struct link_set *set, const struct link_greeting *
 bool link_stream_ready(struct stream *stream);
 /* Lets one stream of each link write one batch. */
 void link_set_write(struct link_set *set);
+/* A link is not up yet, or not any more. */
+bool link_set_is_building(const struct link_set *set);
 /* There may be more to write at once. */
 bool link_set_has_output(const struct link_set *set);
 /* The other side may be waiting for a frame. */

@@ -39,7 +39,11 @@ int mailbox_init(struct mailbox *mailbox) {
         close(mailbox->wake_fd);
         return -ENOMEM;
     }
-    if (!init_waiter(&mailbox->spare)) {
+    bool good = init_waiter(&mailbox->spare);
+    if (!good || !init_waiter(&mailbox->recall)) {
+        if (good) {
+            pthread_cond_destroy(&mailbox->spare.wake);
+        }
         pthread_mutex_destroy(&mailbox->mutex);
         close(mailbox->wake_fd);
         return -ENOMEM;
@@ -66,6 +70,7 @@ void mailbox_free(struct mailbox *mailbox) {
         pthread_cond_destroy(&waiter->wake);
         free(waiter);
     }
+    pthread_cond_destroy(&mailbox->recall.wake);
     pthread_cond_destroy(&mailbox->spare.wake);
     pthread_mutex_destroy(&mailbox->mutex);
     close(mailbox->wake_fd);
@@ -94,12 +99,22 @@ void mailbox_free_place(struct mailbox *mailbox) {
     CHECK(taken > 0);
 }
 
-bool mailbox_post(struct mailbox *mailbox, struct call *call) {
+/* With the mutex held. True if the net thread has to be signalled. */
+static bool recall_parked(struct mailbox *mailbox) {
+    bool parked = mailbox->driver == DRIVER_NOBODY;
+    if (parked) {
+        mailbox->driver = DRIVER_NET_THREAD;
+    }
+    return parked;
+}
+
+bool mailbox_post(struct mailbox *mailbox, struct call *call, bool waits) {
     atomic_init(&call->done, false);
     call->waiter = NULL;
     pthread_mutex_lock(&mailbox->mutex);
     bool open = mailbox->open;
     bool must_wake = open && mailbox->asleep;
+    bool must_recall = open && !waits && recall_parked(mailbox);
     if (open) {
         list_append(&mailbox->posted, &call->node);
         mailbox->asleep = false;
@@ -107,6 +122,9 @@ bool mailbox_post(struct mailbox *mailbox, struct call *call) {
     pthread_mutex_unlock(&mailbox->mutex);
     if (must_wake) {
         wake(mailbox->wake_fd);
+    }
+    if (must_recall) {
+        pthread_cond_signal(&mailbox->recall.wake);
     }
     return open;
 }
@@ -136,7 +154,7 @@ static void give_waiter(struct mailbox *mailbox, struct waiter *waiter) {
     }
 }
 
-static int first_done(struct call *const *calls, int count) {
+int mailbox_first_done(struct call *const *calls, int count) {
     for (int i = 0; i < count; i++) {
         if (atomic_load_explicit(&calls[i]->done, memory_order_acquire)) {
             return i;
@@ -145,19 +163,24 @@ static int first_done(struct call *const *calls, int count) {
     return -1;
 }
 
+/* With the mutex held. False if `until_ns` has come (UINT64_MAX: never) and nobody has signalled. */
+static bool wait_for_signal(struct mailbox *mailbox, struct waiter *waiter, uint64_t until_ns) {
+    if (until_ns == UINT64_MAX) {
+        pthread_cond_wait(&waiter->wake, &mailbox->mutex);
+        return true;
+    }
+    struct timespec until = {.tv_sec = (time_t)(until_ns / NS_PER_S), .tv_nsec = (long)(until_ns % NS_PER_S)};
+    return pthread_cond_timedwait(&waiter->wake, &mailbox->mutex, &until) != ETIMEDOUT;
+}
+
 /* With the mutex held. */
 static int wait_on(struct mailbox *mailbox, struct waiter *waiter, struct call *const *calls, int count,
                    uint64_t until_ns) {
-    struct timespec until = {.tv_sec = (time_t)(until_ns / NS_PER_S), .tv_nsec = (long)(until_ns % NS_PER_S)};
-    int error = 0;
-    int found = first_done(calls, count);
-    while (found < 0 && error != ETIMEDOUT) {
-        if (until_ns == UINT64_MAX) {
-            pthread_cond_wait(&waiter->wake, &mailbox->mutex);
-        } else {
-            error = pthread_cond_timedwait(&waiter->wake, &mailbox->mutex, &until);
-        }
-        found = first_done(calls, count);
+    bool signalled = true;
+    int found = mailbox_first_done(calls, count);
+    while (found < 0 && signalled) {
+        signalled = wait_for_signal(mailbox, waiter, until_ns);
+        found = mailbox_first_done(calls, count);
     }
     return found;
 }
@@ -196,9 +219,36 @@ void mailbox_stop(struct mailbox *mailbox) {
     bool open = mailbox->open;
     mailbox->stop = true;
     mailbox->asleep = false;
+    bool must_recall = recall_parked(mailbox);
     pthread_mutex_unlock(&mailbox->mutex);
     if (open) {
         wake(mailbox->wake_fd);
+    }
+    if (must_recall) {
+        pthread_cond_signal(&mailbox->recall.wake);
+    }
+}
+
+struct peer_loop *mailbox_take_over(struct mailbox *mailbox) {
+    struct peer_loop *loop = NULL;
+    pthread_mutex_lock(&mailbox->mutex);
+    if (mailbox->driver == DRIVER_NOBODY) {
+        mailbox->driver = DRIVER_GUEST;
+        loop = mailbox->parked;
+    }
+    pthread_mutex_unlock(&mailbox->mutex);
+    return loop;
+}
+
+void mailbox_hand_back(struct mailbox *mailbox, uint64_t until_ns) {
+    pthread_mutex_lock(&mailbox->mutex);
+    bool idle = until_ns > 0 && list_is_empty(&mailbox->posted) && !mailbox->stop;
+    mailbox->driver = idle ? DRIVER_NOBODY : DRIVER_NET_THREAD;
+    mailbox->parked_until_ns = until_ns;
+    mailbox->asleep = false;
+    pthread_mutex_unlock(&mailbox->mutex);
+    if (!idle) {
+        pthread_cond_signal(&mailbox->recall.wake);
     }
 }
 
@@ -300,6 +350,30 @@ bool mailbox_collect(struct mailbox *mailbox, struct list *calls, bool may_sleep
     bool stop = mailbox->stop;
     pthread_mutex_unlock(&mailbox->mutex);
     return stop;
+}
+
+void mailbox_park(struct mailbox *mailbox, struct peer_loop *loop, uint64_t until_ns) {
+    pthread_mutex_lock(&mailbox->mutex);
+    mailbox->asleep = false;
+    if (list_is_empty(&mailbox->posted) && !mailbox->stop) {
+        mailbox->driver = DRIVER_NOBODY;
+        mailbox->parked = loop;
+        mailbox->parked_until_ns = until_ns;
+        while (mailbox->driver != DRIVER_NET_THREAD) {
+            /* A guest that leaves signals only if there is work, so that a call costs no wake-up. */
+            if (wait_for_signal(mailbox, &mailbox->recall, until_ns)) {
+                continue;
+            }
+            uint64_t now_ns = clock_now_ns();
+            if (mailbox->driver == DRIVER_NOBODY && now_ns >= mailbox->parked_until_ns) {
+                mailbox->driver = DRIVER_NET_THREAD;
+            }
+            until_ns =
+                mailbox->driver == DRIVER_NOBODY ? mailbox->parked_until_ns : now_ns + PARK_MS * NS_PER_MS;
+        }
+        mailbox->parked = NULL;
+    }
+    pthread_mutex_unlock(&mailbox->mutex);
 }
 
 void mailbox_complete(struct mailbox *mailbox, struct call *call) {

@@ -1,5 +1,9 @@
 /* Between the users' threads and the net thread of one communicator: calls go in, wait, and come back
- * done; what the user may ask at any time lies here as a copy. One mutex, under which nothing blocks. */
+ * done; what the user may ask at any time lies here as a copy. One mutex, under which nothing blocks.
+ *
+ * Exactly one thread at a time drives the loop (net/peer_loop.h), which means that it does what is said of
+ * the net thread everywhere else. It is the net thread itself, or, for the time of its call, a user's
+ * thread that found the loop parked: the guest. */
 #ifndef PCCL_NET_MAILBOX_H
 #define PCCL_NET_MAILBOX_H
 
@@ -19,7 +23,21 @@ struct waiter {
     struct waiter *next_free, *next_made;
 };
 
-enum { ASYNC_BUCKETS = 256 };
+enum {
+    ASYNC_BUCKETS = 256,
+    /* How long the loop is parked after a blocking call, at the most, and how often the net thread looks
+     * whether guests still come: longer than what programs do between the ops of a burst, so rarely that it
+     * takes no time from them, and so short that what arrives meanwhile may wait. */
+    PARK_MS = 5,
+};
+
+struct peer_loop;
+
+enum driver {
+    DRIVER_NET_THREAD,
+    DRIVER_NOBODY, /* parked: the net thread waits here for a guest, until `parked_until_ns` */
+    DRIVER_GUEST,
+};
 
 struct mailbox {
     pthread_mutex_t mutex;
@@ -28,6 +46,10 @@ struct mailbox {
     bool stop;          /* it is to end */
     bool asleep;        /* it has to be woken */
     int wake_fd;        /* eventfd, owned: readable when the net thread has to look here */
+    enum driver driver;
+    struct peer_loop *parked; /* the loop, unless the net thread drives it */
+    uint64_t parked_until_ns; /* when the net thread takes the loop back from nobody */
+    struct waiter recall;     /* where the net thread waits while it does not drive */
     struct waiter *free_waiters, *made_waiters;
     struct waiter spare; /* shared by those that found no memory for one of their own */
     struct peer_status status;
@@ -46,8 +68,9 @@ void mailbox_free(struct mailbox *mailbox);
  * taken out of the table by tag. False if all are taken. */
 bool mailbox_take_place(struct mailbox *mailbox);
 void mailbox_free_place(struct mailbox *mailbox);
-/* False if no net thread takes calls. Else `call` is the net thread's until it is done. */
-bool mailbox_post(struct mailbox *mailbox, struct call *call);
+/* False if no net thread takes calls. Else `call` is the net thread's until it is done. `waits`: the caller
+ * goes on to comm_wait_any(), so that a parked loop need not be woken for it. */
+bool mailbox_post(struct mailbox *mailbox, struct call *call, bool waits);
 /* Waits until one of `calls` is done, or `until_ns` (UINT64_MAX: for ever). Returns its place, or -1. */
 int mailbox_wait(struct mailbox *mailbox, struct call *const *calls, int count, uint64_t until_ns);
 /* If `call` is not done, lets the net thread free it (by free()) when it is. True if so. */
@@ -55,6 +78,13 @@ bool mailbox_abandon(struct mailbox *mailbox, struct call *call);
 void mailbox_get_status(struct mailbox *mailbox, struct peer_status *status);
 /* Asks the net thread to end. */
 void mailbox_stop(struct mailbox *mailbox);
+/* The place of the first call that is done, or -1. */
+int mailbox_first_done(struct call *const *calls, int count);
+
+/* The loop, if it is parked: the caller has to drive it now. Else NULL. */
+struct peer_loop *mailbox_take_over(struct mailbox *mailbox);
+/* Ends that. The loop is parked until `until_ns`; 0, or a call that was posted: the net thread goes on. */
+void mailbox_hand_back(struct mailbox *mailbox, uint64_t until_ns);
 
 /* Calls by tag. Adding gives the call to the mailbox; a finished one with its tag that nobody awaited is
  * replaced. False if one with this tag is not done yet. */
@@ -77,6 +107,9 @@ void mailbox_shut(struct mailbox *mailbox, struct list *calls);
 /* Moves what was posted to `calls`. If that is nothing and `may_sleep`, the next one to post makes
  * `wake_fd` readable. Returns whether the thread is to end. */
 bool mailbox_collect(struct mailbox *mailbox, struct list *calls, bool may_sleep);
+/* Lets guests drive `loop`; returns when the caller has to do it again: from `until_ns` on, or sooner if
+ * there is work that nobody else does. */
+void mailbox_park(struct mailbox *mailbox, struct peer_loop *loop, uint64_t until_ns);
 /* `call` has ended as it says; it is not the net thread's any more. */
 void mailbox_complete(struct mailbox *mailbox, struct call *call);
 /* Before the calls that change it complete. */

@@ -15,6 +15,9 @@
 
 static const uint64_t pool_idle_ns = 10 * NS_PER_S;
 
+/* How long a guest drives. Then it waits as others do, and asks the interrupt check. */
+static const uint64_t guest_ns = 10 * NS_PER_MS;
+
 /* ---- calls ---- */
 
 struct call *peer_loop_find_call(struct peer_loop *loop, uint64_t number) {
@@ -26,7 +29,9 @@ void peer_loop_complete(struct peer_loop *loop, struct call *call) {
     uint64_t now_ns = clock_now_ns();
     if (loop->calls[call->number % MAX_CALLS] == call) {
         loop->calls[call->number % MAX_CALLS] = NULL;
+        loop->call_count--;
     }
+    loop->answered = loop->answered || call->blocking;
     if (call->work.memory != NULL && !call->keep_work) {
         buffer_pool_give(loop->pool, &call->work, now_ns);
         if (loop->pool_deadline_ns == UINT64_MAX) {
@@ -54,6 +59,7 @@ static bool number_call(struct peer_loop *loop, struct call *call) {
         uint64_t number = ++loop->last_number;
         if (loop->calls[number % MAX_CALLS] == NULL) {
             loop->calls[number % MAX_CALLS] = call;
+            loop->call_count++;
             call->number = number;
             return true;
         }
@@ -317,25 +323,66 @@ static void fail_calls(struct peer_loop *loop) {
     }
 }
 
+/* What a turn has found out. */
+struct turn {
+    uint64_t now_ns;
+    uint64_t wait_ns; /* nothing is due for so long; 0: there is more to do at once */
+    bool stop;        /* the thread is to end */
+};
+
+/* All that can be done without waiting for events. */
+static struct turn take_turn(struct peer_loop *loop) {
+    struct turn turn;
+    do {
+        work_off(loop);
+        link_set_write(&loop->links);
+        turn.now_ns = tick(loop);
+        flush_control(loop);
+        turn.wait_ns = idle_ns(loop, turn.now_ns);
+    } while (collect_calls(loop, turn.wait_ns > 0, &turn.stop)); /* they have brought something to do */
+    return turn;
+}
+
+/* Until when the loop may be left alone, although nobody would see what arrives; 0: not at all. */
+static uint64_t park_until(const struct peer_loop *loop, const struct turn *turn) {
+    if (!loop->answered || loop->call_count > 0 || turn->wait_ns == 0 || link_set_is_building(&loop->links) ||
+        loop->control_item.watches_writable) {
+        return 0;
+    }
+    return turn->now_ns + earlier(turn->wait_ns, PARK_MS * NS_PER_MS);
+}
+
 static void *run(void *argument) {
     struct peer_loop *loop = argument;
     for (;;) {
-        work_off(loop);
-        link_set_write(&loop->links);
-        uint64_t now_ns = tick(loop);
-        flush_control(loop);
-        uint64_t wait_ns = idle_ns(loop, now_ns);
-        bool stop;
-        if (collect_calls(loop, wait_ns > 0, &stop)) {
-            continue; /* they have brought something to do */
-        }
-        if (stop) {
+        struct turn turn = take_turn(loop);
+        if (turn.stop) {
             break;
         }
-        poller_wait(&loop->poller, wait_ns);
+        uint64_t until_ns = park_until(loop, &turn);
+        if (until_ns > 0) {
+            mailbox_park(loop->mailbox, loop, until_ns);
+        } else {
+            poller_wait(&loop->poller, turn.wait_ns);
+        }
+        loop->answered = false;
     }
     fail_calls(loop);
     return NULL;
+}
+
+int peer_loop_drive(struct peer_loop *loop, struct call *const *calls, int count) {
+    struct turn turn = take_turn(loop);
+    uint64_t end_ns = turn.now_ns + guest_ns;
+    int found;
+    while ((found = mailbox_first_done(calls, count)) < 0 && !turn.stop && turn.now_ns < end_ns) {
+        poller_wait(&loop->poller, earlier(turn.wait_ns, end_ns - turn.now_ns));
+        turn = take_turn(loop);
+    }
+    loop->answered = found >= 0;
+    uint64_t until_ns = park_until(loop, &turn);
+    mailbox_hand_back(loop->mailbox, until_ns);
+    return found;
 }
 
 /* ---- start and end ---- */

@@ -1,5 +1,6 @@
 /* The net thread of a communicator: sockets, clock and timers around the machine of core/peer.h, and the
- * engine that moves the bytes. It branches on the kinds of actions only. */
+ * engine that moves the bytes. It branches on the kinds of actions only. Blocking calls drive it in their own
+ * threads where they can: csrc/README.md, "Threads". */
 #ifndef PCCL_NET_PEER_LOOP_H
 #define PCCL_NET_PEER_LOOP_H
 
@@ -49,8 +50,10 @@ struct peer_loop {
 
     /* Calls under way; the slot of each is its number's remainder. */
     struct call *calls[MAX_CALLS];
+    uint32_t call_count;
     uint64_t last_number;
     struct list retries; /* calls whose op a lost peer has failed, to be started again */
+    bool answered;       /* a blocking call has ended in this turn: the next may come soon */
     uint64_t pool_deadline_ns;
 };
 
@@ -58,6 +61,9 @@ struct peer_loop {
  * what failed, as a static text. */
 int peer_loop_start(const struct peer_loop_options *options, struct mailbox *mailbox,
                     struct buffer_pool *pool, struct peer_loop **loop_out, const char **what);
+/* For who got `loop` from mailbox_take_over(): drives it until one of the calls is done, for a bounded time,
+ * and hands it back. Returns the place of the call, or -1. */
+int peer_loop_drive(struct peer_loop *loop, struct call *const *calls, int count);
 /* After mailbox_stop(): waits for the end of the thread and frees everything. Calls that were under way
  * are completed with pcclInvalidUsage. */
 void peer_loop_join(struct peer_loop *loop);
