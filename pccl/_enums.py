@@ -51,13 +51,12 @@ class ReduceOp(Enum):
         """The op itself, or the one with that name."""
         if isinstance(op, cls):
             return op
+        if isinstance(op, str) and op.upper() in cls.__members__:
+            return cls[op.upper()]
         names = ", ".join(repr(member.name.lower()) for member in cls)
         if not isinstance(op, str):
             raise TypeError(f"op must be a ReduceOp or one of {names}, not {type(op).__name__}")
-        try:
-            return cls[op.upper()]
-        except KeyError:
-            raise ValueError(f"op must be a ReduceOp or one of {names}, not {op!r}") from None
+        raise ValueError(f"op must be a ReduceOp or one of {names}, not {op!r}")
 
 
 class Attribute(Enum):
@@ -128,7 +127,11 @@ class DataType(Enum):
             import numpy
 
             dtype = numpy.dtype(dtype)
-        return cls.from_dtype_name(dtype.name)
+        # Their names are put together anew each time, which takes longer than the rest of a call.
+        known = _BY_NUMPY_DTYPE.get(dtype)
+        if known is None:
+            known = _BY_NUMPY_DTYPE[dtype] = cls.from_dtype_name(dtype.name)
+        return known
 
     @classmethod
     def from_torch_dtype(cls, dtype: Any) -> DataType:
@@ -153,3 +156,4 @@ class DataType(Enum):
 
 
 _BY_DTYPE_NAME = {member.dtype_name: member for member in DataType}
+_BY_NUMPY_DTYPE: dict[Any, DataType] = {}  # those that were asked for; others are refused
