@@ -105,6 +105,20 @@ def test_a_newcomer_stopped_while_pending_is_forgotten():
 # --- the process lives, its user sleeps ------------------------------------------------------------------
 
 
+def test_a_user_who_pauses_between_small_ops_for_longer_than_the_timeout_is_not_evicted():
+    """Small ops in a row run in the users' own threads. Heartbeats go on while one of them computes for three
+    timeouts, and while the others wait for it in their next op."""
+    with Cluster(seed=SEED, timeout=1) as cluster:
+        peers = cluster.form(3)
+        bursts = [peer.tell("burst", count=100, ops=60) for peer in peers[1:]]
+        bursts.append(peers[0].tell("burst", count=100, ops=60, pause_at=30, pause=3))
+        for answer in cluster.collect(bursts):
+            expect_ok([answer])
+            assert answer["worlds"] == [3] * 60
+            assert answer["digests"] == [cluster.expected(peers, count=100, step=step) for step in range(60)]
+        assert "evicted" not in cluster.master.log.read_text()
+
+
 def test_those_who_wait_for_a_peer_say_for_whom_in_which_op_and_how_long():
     with Cluster(seed=SEED, timeout=0.4) as cluster:
         *early, late = cluster.form(4)

@@ -31,6 +31,18 @@ def waiting(cluster, peer, call):
     return pending
 
 
+def end(cluster, peer, pending, how):
+    """Ctrl-C, or close() from another thread, ends what the peer waits in."""
+    if how == "Ctrl-C":
+        peer.process.signal(signal.SIGINT)
+        expect_error(cluster.collect([pending], within=SOON), "KeyboardInterrupt")
+    else:
+        closing = peer.tell("close", aside=True)
+        answers = cluster.collect([pending, closing], within=SOON)
+        expect_error(answers[:1], "PCCLError")
+        expect_ok(answers[1:])
+
+
 def is_usable_again(cluster, peer, others):
     """It may join anew, and the others have lost nothing but it."""
     cluster.reduce(others)
@@ -57,20 +69,27 @@ def test_a_call_that_waits_for_others_ends(call, how):
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "close"])
+@pytest.mark.parametrize("delay", [0.0, 0.005, 0.2])
+def test_the_last_of_many_small_ops_ends_though_nobody_else_calls_it(how, delay):
+    """Small ops in a row run in the user's own thread, for some milliseconds."""
+    with Cluster(seed=SEED, timeout=PATIENCE) as cluster:
+        peer, *others = cluster.form(3)
+        bursts = [one.tell("burst", count=100, ops=20) for one in others]
+        pending = peer.tell("burst", count=100, ops=21)
+        expect_ok(cluster.collect(bursts))
+        time.sleep(delay)
+        end(cluster, peer, pending, how)
+        is_usable_again(cluster, peer, others)
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "close"])
 def test_connect_of_a_pending_peer_ends(how):
     with Cluster(seed=SEED, timeout=PATIENCE) as cluster:
         members = cluster.form(2)
         peer = cluster.add()
         pending = peer.tell("connect")
         cluster.wait_until_known(peer)
-        if how == "Ctrl-C":
-            peer.process.signal(signal.SIGINT)
-            expect_error(cluster.collect([pending], within=SOON), "KeyboardInterrupt")
-        else:
-            closing = peer.tell("close", aside=True)
-            answers = cluster.collect([pending, closing], within=SOON)
-            expect_error(answers[:1], "PCCLError")
-            expect_ok(answers[1:])
+        end(cluster, peer, pending, how)
         expect_ok(cluster.ask_all(members, "update_topology"))
         is_usable_again(cluster, peer, members)
 

@@ -2,16 +2,20 @@
  * the sanitizers, and as a first test of the whole. Prints a line per part; exits with 1 at the first
  * thing that is wrong. Usage: driver_allreduce [peers] [seed] */
 #define _GNU_SOURCE
+#include <fenv.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "pccl.h"
 
-enum { MAX_DRIVEN = 8, TAGS = 24 };
+enum { MAX_DRIVEN = 8, TAGS = 24, CALLERS = 4 };
 
 static int peers = 3;
 static uint64_t seed = 1;
@@ -381,6 +385,143 @@ static void part_leave(struct peer_thread *peer) {
     one_reduce(peer, 1000, pcclFloat, pcclSum, true);
 }
 
+/* ---- several threads of one peer ---- */
+
+struct caller {
+    pthread_t thread;
+    struct peer_thread *peer;
+    int index;
+    uint64_t random;
+    void (*part)(struct caller *);
+};
+
+static void *run_caller(void *argument) {
+    struct caller *caller = argument;
+    caller->part(caller);
+    return NULL;
+}
+
+static void start_callers(struct peer_thread *peer, struct caller *callers, void (*part)(struct caller *)) {
+    for (int i = 0; i < CALLERS; i++) {
+        callers[i] =
+            (struct caller){.peer = peer, .index = i, .part = part, .random = next_random(&peer->random)};
+        REQUIRE(pthread_create(&callers[i].thread, NULL, run_caller, &callers[i]) == 0, "thread");
+    }
+}
+
+static void join_callers(struct caller *callers) {
+    for (int i = 0; i < CALLERS; i++) {
+        pthread_join(callers[i].thread, NULL);
+    }
+}
+
+/* Blocking and async ops in turn, at once in all callers, some a moment later: so that a call finds the loop
+ * parked, or driven by another caller, or by the net thread. */
+static void call_by_turns(struct caller *caller) {
+    enum { ROUNDS = 200, COUNT = 300 };
+    const pcclComm_t *comm = caller->peer->comm;
+    int32_t blocking[COUNT], async[COUNT];
+    for (int round = 0; round < ROUNDS; round++) {
+        uint64_t tag = 1000 + 2 * (uint64_t)caller->index;
+        bool is_async = (round + caller->index) % 3 == 0;
+        pcclReduceDescriptor_t first = describe(COUNT, pcclInt32, pcclSum, tag);
+        pcclReduceDescriptor_t second = describe(COUNT, pcclInt32, pcclMax, tag + 1);
+        pcclAsyncReduceOp_t handle;
+        fill(blocking, COUNT, pcclInt32, pcclSum, tag, caller->peer->index);
+        fill(async, COUNT, pcclInt32, pcclMax, tag + 1, caller->peer->index);
+        if (is_async) {
+            require_success(pcclAllReduceAsync(async, async, &second, comm, &handle), "start");
+        }
+        require_success(pcclAllReduce(blocking, blocking, &first, comm, NULL), "all-reduce");
+        require_result(blocking, COUNT, pcclInt32, pcclSum, tag);
+        if (is_async) {
+            require_success(pcclAwaitAsyncReduce(&handle, NULL), "await");
+            require_result(async, COUNT, pcclInt32, pcclMax, tag + 1);
+        }
+        if (next_random(&caller->random) % 16 == 0) {
+            usleep((useconds_t)(next_random(&caller->random) % 8000));
+        }
+    }
+}
+
+static void part_callers(struct peer_thread *peer) {
+    struct caller callers[CALLERS];
+    start_callers(peer, callers, call_by_turns);
+    join_callers(callers);
+    one_reduce(peer, 1000, pcclFloat, pcclSum, true);
+}
+
+/* Until the communicator is closed, or all others are. */
+static void call_until_closed(struct caller *caller) {
+    enum { COUNT = 300 };
+    int32_t array[COUNT] = {0};
+    pcclResult_t result = pcclSuccess;
+    while (result == pcclSuccess || result == pcclRankConnectionLost) {
+        pcclReduceDescriptor_t descriptor = describe(COUNT, pcclInt32, pcclSum, (uint64_t)caller->index);
+        result = pcclAllReduce(array, array, &descriptor, caller->peer->comm, NULL);
+    }
+    REQUIRE(result == pcclInvalidUsage || result == pcclTooFewPeers, "%s", pcclResultString(result));
+}
+
+/* Every call ends when the communicator is closed from another thread, whoever drives the loop just then. */
+static void part_close(struct peer_thread *peer) {
+    enum { ROUNDS = 8 };
+    struct caller callers[CALLERS];
+    for (int round = 0; round < ROUNDS; round++) {
+        start_callers(peer, callers, call_until_closed);
+        usleep((useconds_t)(next_random(&peer->random) % 8000));
+        require_success(pcclCloseCommunicator(peer->comm), "close");
+        join_callers(callers);
+        pthread_barrier_wait(&barrier);
+        join(peer, peers);
+        one_reduce(peer, 1000, pcclFloat, pcclSum, true);
+    }
+}
+
+/* ---- what a program has chosen for its own arithmetic ---- */
+
+static unsigned flush_to_zero(bool on) {
+#if defined(__SSE2__)
+    unsigned bits = 0x8040; /* FTZ, DAZ */
+    _mm_setcsr(on ? _mm_getcsr() | bits : _mm_getcsr() & ~bits);
+    return _mm_getcsr();
+#else
+    (void)on;
+    return 0;
+#endif
+}
+
+/* Sums are rounded to nearest, and denormals kept, whatever the thread that calls has set; and that stays. */
+static void part_environment(struct peer_thread *peer) {
+    enum { ROUNDS = 20, COUNT = 64 };
+    uint32_t denormal[COUNT]; /* the bits of floats */
+    float rounded[COUNT];
+    fesetround(FE_UPWARD);
+    unsigned settings = flush_to_zero(true);
+    for (int round = 0; round < ROUNDS; round++) {
+        for (int i = 0; i < COUNT; i++) {
+            denormal[i] = 100 + (uint32_t)i;
+            rounded[i] = peer->index == 0 ? 1.0f : 1e-10f;
+        }
+        pcclReduceDescriptor_t descriptor = describe(COUNT, pcclFloat, pcclSum, 8);
+        require_success(pcclAllReduce(denormal, denormal, &descriptor, peer->comm, NULL), "all-reduce");
+        require_success(pcclAllReduce(rounded, rounded, &descriptor, peer->comm, NULL), "all-reduce");
+        float one = 1.0f;
+        for (int i = 0; i < COUNT; i++) {
+            REQUIRE(denormal[i] == (uint32_t)peers * (100 + (uint32_t)i), "a denormal became %x",
+                    denormal[i]);
+            REQUIRE(memcmp(&rounded[i], &one, sizeof one) == 0, "rounded to %.9g", (double)rounded[i]);
+        }
+        REQUIRE(fegetround() == FE_UPWARD, "the rounding mode was changed");
+#if defined(__SSE2__)
+        REQUIRE((_mm_getcsr() & 0x8040) == (settings & 0x8040), "MXCSR was changed: %x", _mm_getcsr());
+#endif
+    }
+    flush_to_zero(false);
+    fesetround(FE_TONEAREST);
+    (void)settings;
+}
+
 /* The last peer goes in the middle. Each brings one bit, so that a sum tells who took part. */
 static void part_loss(struct peer_thread *peer) {
     enum { COUNT = 2000000, ROUNDS = 12 };
@@ -441,6 +582,9 @@ static void *run_peer(void *argument) {
     run_part(peer, "usage", part_usage);
     run_part(peer, "mismatch", part_mismatch);
     run_part(peer, "a peer leaves and comes back", part_leave);
+    run_part(peer, "several threads at once", part_callers);
+    run_part(peer, "close while others call", part_close);
+    run_part(peer, "floating point environment", part_environment);
     run_part(peer, "loss of a peer", part_loss);
     if (peer->comm != NULL) {
         require_success(pcclDestroyCommunicator(peer->comm), "destroy");

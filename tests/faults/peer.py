@@ -219,6 +219,17 @@ class Peer(CollectiveCommands, ManyCommands, StateCommands):
             states.append((model.place, model.digest()))
         return {"worlds": worlds, "digests": digests, "states": states, "failures": failures}
 
+    def do_burst(self, command: Command) -> Answer:
+        """`ops` all-reduces in a row, with nothing between them but a sleep of `pause` seconds before number
+        `pause_at`."""
+        ops = [Op(self.seed, self.index, command | {"step": step}) for step in range(command["ops"])]
+        worlds = []
+        for number, op in enumerate(ops):
+            if number == command.get("pause_at"):
+                time.sleep(command["pause"])
+            worlds.append(self._reduce(op)["world"])
+        return {"worlds": worlds, "digests": [op.answer(0)["digest"] for op in ops]}
+
     def do_live(self, command: Command) -> None:
         """What a program does that wants to stay in, whatever happens: synchronise, reduce, let others in.
         Writes a line to `journal` for each all-reduce that succeeded. Ends only with an error that it cannot
