@@ -182,9 +182,10 @@ void engine_offer(struct engine *engine, struct op *op, uint32_t step) {
 /* Whoever receives grants, and so shows what it has called. In a broadcast some only send: if their receivers
  * have called something else, and never grant, both would wait for ever. */
 static void announce(struct engine *engine, struct op *op) {
-    if (op->transfer.schedule.kind != OP_BROADCAST || op->eager) {
+    if (op->transfer.schedule.kind != OP_BROADCAST) {
         return;
     }
+    op->awaits_called = schedule_next_receive(&op->transfer.schedule, 0) < op->transfer.schedule.steps;
     for (int edge = 0; edge < MAX_EDGES; edge++) {
         struct link *link = engine->edges[edge];
         if ((op->sends_over >> edge & 1) != 0 && link != NULL) {
@@ -195,7 +196,8 @@ static void announce(struct engine *engine, struct op *op) {
 }
 
 void engine_check_whole(struct engine *engine, struct op *op) {
-    if ((op->granted & op->sends_over) == op->sends_over && transfer_whole(&op->transfer)) {
+    bool told = (op->granted & op->sends_over) == op->sends_over && !op->awaits_called;
+    if (told && transfer_whole(&op->transfer)) {
         engine_report(engine, op, REPORT_WHOLE);
     }
 }

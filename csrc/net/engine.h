@@ -42,6 +42,7 @@ struct op {
     /* Sets of edges, a bit each: over which it sends, which of these have been granted (with `grants`), and
      * whom it has granted the op to. */
     uint32_t sends_over, granted, offered;
+    bool awaits_called; /* a CALLED is on its way here: late, it could be taken for one of the next op */
     uint32_t grants[MAX_EDGES];
     struct list ready;               /* in link.ready or link.starved while it has a chunk to send there */
     struct list granting[MAX_EDGES]; /* in link.granting until that GRANT, or CALLED, is out */

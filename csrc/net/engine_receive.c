@@ -177,6 +177,8 @@ static void called_matched(struct engine *engine, struct op *op, const struct li
                            const struct frame *frame) {
     if (!is_given_up(engine, op, link, frame)) {
         op->call->rx_bytes += FRAME_HEADER_BYTES;
+        op->awaits_called = false;
+        engine_check_whole(engine, op);
     }
 }
 
