@@ -13,6 +13,7 @@
 #include <emmintrin.h>
 #endif
 
+#include "driver.h"
 #include "pccl.h"
 
 enum { MAX_DRIVEN = 8, TAGS = 24, CALLERS = 4 };
@@ -21,16 +22,6 @@ static int peers = 3;
 static uint64_t seed = 1;
 static ccoip_socket_address_t master_address;
 static pthread_barrier_t barrier;
-
-#define REQUIRE(condition, ...)                                                                              \
-    do {                                                                                                     \
-        if (!(condition)) {                                                                                  \
-            fprintf(stderr, "%s:%d: not so: %s: ", __FILE__, __LINE__, #condition);                          \
-            fprintf(stderr, __VA_ARGS__);                                                                    \
-            fprintf(stderr, " [last error: %s]\n", pcclGetLastError(NULL));                                  \
-            exit(1);                                                                                         \
-        }                                                                                                    \
-    } while (0)
 
 static void require_success(pcclResult_t result, const char *what) {
     REQUIRE(result == pcclSuccess, "%s: %s", what, pcclResultString(result));

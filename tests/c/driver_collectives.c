@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "driver.h"
 #include "pccl.h"
 
 enum { MAX_DRIVEN = 8, MAX_COUNT = 100000, TAGS = 20, ROUNDS = 4 };
@@ -15,16 +16,6 @@ enum { MAX_DRIVEN = 8, MAX_COUNT = 100000, TAGS = 20, ROUNDS = 4 };
 static int peers = 5;
 static ccoip_socket_address_t master_address;
 static pthread_barrier_t barrier;
-
-#define REQUIRE(condition, ...)                                                                              \
-    do {                                                                                                     \
-        if (!(condition)) {                                                                                  \
-            fprintf(stderr, "%s:%d: not so: %s: ", __FILE__, __LINE__, #condition);                          \
-            fprintf(stderr, __VA_ARGS__);                                                                    \
-            fprintf(stderr, " [last error: %s]\n", pcclGetLastError(NULL));                                  \
-            exit(1);                                                                                         \
-        }                                                                                                    \
-    } while (0)
 
 static void require(pcclResult_t expected, pcclResult_t result, const char *what) {
     REQUIRE(result == expected, "%s: %s", what, pcclResultString(result));

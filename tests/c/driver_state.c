@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "driver.h"
 #include "pccl.h"
 
 enum { MAX_DRIVEN = 8, LARGE = 5 * 1024 * 1024 + 77, SMALL = 1000, ROUNDS = 12 };
@@ -14,16 +15,6 @@ enum { MAX_DRIVEN = 8, LARGE = 5 * 1024 * 1024 + 77, SMALL = 1000, ROUNDS = 12 }
 static int peers = 4;
 static ccoip_socket_address_t master_address;
 static pthread_barrier_t barrier;
-
-#define REQUIRE(condition, ...)                                                                              \
-    do {                                                                                                     \
-        if (!(condition)) {                                                                                  \
-            fprintf(stderr, "%s:%d: not so: %s: ", __FILE__, __LINE__, #condition);                          \
-            fprintf(stderr, __VA_ARGS__);                                                                    \
-            fprintf(stderr, " [last error: %s]\n", pcclGetLastError(NULL));                                  \
-            exit(1);                                                                                         \
-        }                                                                                                    \
-    } while (0)
 
 struct peer_thread {
     pthread_t thread;
