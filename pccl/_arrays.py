@@ -18,7 +18,7 @@ from ._native import ffi
 __all__ = ["Memory", "gather_memory", "memory_of", "memory_pair", "scatter_memory"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Memory:
     """`count` elements from `address` on, valid as long as `owner` is held."""
 

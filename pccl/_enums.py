@@ -123,14 +123,14 @@ class DataType(Enum):
     @classmethod
     def from_numpy_dtype(cls, dtype: Any) -> DataType:
         """From a numpy.dtype, or what numpy.dtype() takes; ml_dtypes.bfloat16 too."""
-        if not hasattr(dtype, "name") or isinstance(dtype, type):
+        # A dtype puts its name together anew whenever it is asked, which takes longer than the rest of a call.
+        try:
+            return _BY_NUMPY_DTYPE[dtype]
+        except (KeyError, TypeError):
             import numpy
 
             dtype = numpy.dtype(dtype)
-        # Their names are put together anew each time, which takes longer than the rest of a call.
-        known = _BY_NUMPY_DTYPE.get(dtype)
-        if known is None:
-            known = _BY_NUMPY_DTYPE[dtype] = cls.from_dtype_name(dtype.name)
+        known = _BY_NUMPY_DTYPE[dtype] = cls.from_dtype_name(dtype.name)
         return known
 
     @classmethod
