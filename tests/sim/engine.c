@@ -204,6 +204,25 @@ static void offer(struct process *process, struct sim_op *op, uint32_t step) {
     send_frame(process->edges[edge], &frame, NULL, 0);
 }
 
+/* In a broadcast who only sends shows what it has called. */
+static void announce(struct process *process, struct sim_op *op) {
+    const struct schedule *schedule = &op->transfer.schedule;
+    if (schedule->kind != OP_BROADCAST) {
+        return;
+    }
+    op->awaits_called = schedule_next_receive(schedule, 0) < schedule->steps;
+    struct frame frame = {.type = FRAME_CALLED,
+                          .epoch = op->epoch,
+                          .tag = op->call->tag,
+                          .commits_seen = op->commits_seen,
+                          .descriptor = op->call->descriptor};
+    for (int edge = 0; edge < MAX_EDGES; edge++) {
+        if ((op->sends_over >> edge & 1) != 0) {
+            send_frame(process->edges[edge], &frame, NULL, 0);
+        }
+    }
+}
+
 /* Where the elements of `range` lie. */
 static int64_t *place_of(const struct sim_op *op, uint8_t buffer, uint8_t level, struct chunk_range range) {
     const struct schedule *schedule = &op->transfer.schedule;
@@ -312,7 +331,8 @@ static uint32_t result_check(const struct sim_op *op) {
 
 static void tell_if_whole(struct process *process, uint32_t index) {
     struct sim_op *op = &process->ops[index];
-    if (op->whole || (op->granted & op->sends_over) != op->sends_over || !transfer_whole(&op->transfer)) {
+    if (op->whole || op->awaits_called || (op->granted & op->sends_over) != op->sends_over ||
+        !transfer_whole(&op->transfer)) {
         return;
     }
     op->whole = true;
@@ -424,6 +444,20 @@ static void take_grant(struct process *process, uint32_t index, const struct lin
     tell_if_whole(process, index);
 }
 
+static void take_called(struct process *process, uint32_t index, const struct link_end *link,
+                        const struct frame *frame) {
+    struct sim_op *op = &process->ops[index];
+    if (op->unfit) {
+        return;
+    }
+    if (!same_descriptor(&frame->descriptor, &op->call->descriptor)) {
+        tell_mismatch(process, index, link, frame);
+        return;
+    }
+    op->awaits_called = false;
+    tell_if_whole(process, index);
+}
+
 /* False if the frame must wait. */
 static bool place(struct process *process, struct link_end *link, const struct sim_frame *in) {
     const struct frame *frame = &in->frame;
@@ -443,6 +477,8 @@ static bool place(struct process *process, struct link_end *link, const struct s
     }
     if (frame->type == FRAME_GRANT) {
         take_grant(process, index, link, frame);
+    } else if (frame->type == FRAME_CALLED) {
+        take_called(process, index, link, frame);
     } else {
         take_chunk(process, index, link, in);
         give_credit(link, frame);
@@ -526,6 +562,7 @@ void op_start(struct process *process, const struct peer_action *action) {
     op->sends_over = schedule_sends_over(&schedule);
     transfer_init(&op->transfer, &schedule, arena_take(transfer_bytes(&schedule) + 1));
     offer(process, op, 0);
+    announce(process, op);
     pump(process, op);
     tell_if_whole(process, action->op);
 }

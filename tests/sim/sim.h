@@ -136,7 +136,7 @@ struct call {
 };
 
 struct sim_op {
-    bool active, unfit, whole, mismatch_told;
+    bool active, unfit, whole, mismatch_told, awaits_called;
     struct call *call;
     uint64_t epoch, commits_seen;
     uint32_t given_grant;                  /* the number that we gave to those whom we receive from */

@@ -250,7 +250,9 @@ static void start_op(struct process *process, int slot) {
     call->blocking = !user->plan.async;
     if (take_wrong(process, WRONG_DESCRIPTOR)) {
         call->wrong = true;
-        if (chance(&process->world->random_user, 50) || call->descriptor.kind != OP_ALL_REDUCE) {
+        if (call->descriptor.kind == OP_BROADCAST) {
+            call->descriptor.root_or_world = (uint16_t)(call->descriptor.root_or_world > 0 ? 0 : 1);
+        } else if (chance(&process->world->random_user, 50) || call->descriptor.kind != OP_ALL_REDUCE) {
             call->descriptor.reduce_op = call->descriptor.reduce_op == pcclSum ? pcclMax : pcclSum;
         } else {
             call->descriptor.count = call->descriptor.count % MAX_CALL_ELEMENTS + 1;
