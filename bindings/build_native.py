@@ -23,6 +23,23 @@ extern "Python" bool pccl_interrupted(void *);
 extern "Python" void pccl_sync_progress(void *, const pcclSyncProgress_t *);
 """
 
+# The kernels one by one, for pccl/_kernels.py: no part of the interface. The compiler checks them against the
+# headers, as it does all the others.
+KERNELS = """
+enum reduce_level { REDUCE_SCALAR, REDUCE_AVX2, REDUCE_AVX512, REDUCE_NEON, ... };
+enum reduce_level reduce_best_level(void);
+void reduce_at(enum reduce_level, uint8_t, uint8_t, void *, const void *, const void *, size_t);
+void reduce_divide_at(enum reduce_level, uint8_t, void *, uint32_t, size_t);
+uint32_t crc32c_extend(uint32_t, const void *, size_t);
+uint32_t crc32c_extend_scalar(uint32_t, const void *, size_t);
+struct state_hash { uint64_t words[2]; };
+#define STATE_LEAF_BYTES ...
+void state_hash_leaf_at(enum reduce_level, const void *, size_t, uint64_t, struct state_hash *);
+void copy_past_cache(void *, const void *, size_t);
+void *memcpy(void *, const void *, size_t);
+"""
+INCLUDES = ("pccl.h", "data/copy.h", "data/crc32c.h", "data/reduce.h", "data/state_hash.h")
+
 
 def declarations(header: str) -> str:
     """What cffi can read of one public header."""
@@ -37,7 +54,8 @@ def make_ffi() -> cffi.FFI:
     for header in HEADERS:
         ffi.cdef(declarations(header))
     ffi.cdef(CALLBACKS)
-    ffi.set_source("pccl._native", '#include "pccl.h"\n')
+    ffi.cdef(KERNELS)
+    ffi.set_source("pccl._native", "".join(f'#include "{header}"\n' for header in INCLUDES))
     return ffi
 
 
