@@ -30,6 +30,7 @@ import pccl
 from .collectives import CollectiveCommands
 from .data import contribution, digest, with_signature
 from .many import ManyCommands
+from .memory import MemoryCommands
 from .model import Model
 from .state import StateCommands
 
@@ -66,7 +67,7 @@ class Op:
         return bool(np.array_equal(self.send, self.before))
 
 
-class Peer(CollectiveCommands, ManyCommands, StateCommands):
+class Peer(CollectiveCommands, ManyCommands, MemoryCommands, StateCommands):
     def __init__(self, seed: int, index: int, commands: socket.socket) -> None:
         self.seed, self.index = seed, index
         self._commands = commands.makefile("r")

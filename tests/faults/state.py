@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import re
 import threading
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401  gives NumPy bfloat16
@@ -87,13 +85,6 @@ class StateCommands:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | map_noreserve
         self._arrays = {"w": np.frombuffer(mmap.mmap(-1, command["size"], flags=flags), np.uint8)}
         self._state = pccl.SharedState(self._arrays)
-
-    def do_peak_memory(self, command: Command) -> Answer:
-        """The most memory that was resident since this was asked last."""
-        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        assert match is not None
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        return {"peak": int(match[1]) * 1024}
 
     def do_flip(self, command: Command) -> None:
         """Change single bits of a tensor."""
