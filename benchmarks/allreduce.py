@@ -4,47 +4,37 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
-from typing import Any
-
-import numpy
 
 import pccl
 
-from . import table
-from .contest import expect_rivals, run_contest
+from . import plot, table
+from .command import exit_status, new_parser, whole_number
+from .contest import expect_rivals, join_contest, run_contest
 from .elements import datatypes, numpy_dtype, redops, size_bytes, sizes
-from .launch import BenchmarkError, end_on_sigterm
-from .measure import Reply, measure
-from .peer import join, make_op_of
-from .plan import Case, Plan, Row
+from .plan import Plan, Row
+from .progress import Progress
 from .rivals import RIVALS
-from .summary import Summary, average_over_ranks, summarize
-from .teams import OURSELVES
 
 __all__ = ["main"]
 
 _DESCRIPTION = """\
-Measure all-reduce over sizes. Prints the columns of nccl-tests; time is the mean, p50 and p99 are percentiles
-of single operations. Exit status: 0 done, 1 failed or wrong results, 2 wrong usage.
+Measure all-reduce over sizes. Prints the columns of nccl-tests; time is the mean, p50 and p99 are
+percentiles of single operations, and cpu is the processor time, in user and system, that all processes of a
+system, master included, use for each GB that an all-reduce has to send: all peers together 2(n-1) times its
+size. Exit status: 0 done, 1 failed or wrong results, 2 wrong usage.
 
-Without --master, --peers processes and a master are started here, and end with it. With --master, this is one
-peer of a run on several hosts: start it with the same options on each; the one of rank 0 prints.
-
-There is no point to point benchmark: the library has no send and receive."""
+Without --master, --peers processes and a master are started here, and end with it. With --master, this is
+one peer of a run on several hosts: start it with the same options on each; the one of rank 0 prints. What a
+master elsewhere uses is not counted then."""
 
 _ROUNDS_AGAINST_RIVALS = 5
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pccl bench allreduce",
-        description=_DESCRIPTION,
-        epilog="rivals: " + "; ".join(f"{name} = {text}" for name, text in RIVALS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    number = _whole_number
+    rivals = "rivals: " + "; ".join(f"{name} = {text}" for name, text in RIVALS.items())
+    parser = new_parser("allreduce", _DESCRIPTION, rivals)
+    number = whole_number
     add = parser.add_argument
     add("-b", "--minbytes", type=size_bytes, default="4K", metavar="SIZE", help="smallest size (default 4K)")
     add("-e", "--maxbytes", type=size_bytes, default="64M", metavar="SIZE", help="largest size (default 64M)")
@@ -74,19 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         help="batches per size and contestant (default 1; 5 with --versus or --concurrent)",
     )
     add("--timeout", type=number(1), default=300, metavar="SECONDS", help="for one batch (default 300)")
+    add("--plot", metavar="FILE", help="bandwidth and latency over size (.png, .svg, .pdf): needs matplotlib")
     add("--json", action="store_true", help=f"one document, {table.SCHEMA}, instead of tables")
     return parser
-
-
-def _whole_number(lowest: int, highest: int = 2**31 - 1) -> Any:
-    def parse(text: str) -> int:
-        value = int(text)
-        if not lowest <= value <= highest:
-            raise argparse.ArgumentTypeError(f"{value} is not from {lowest} to {highest}")
-        return value
-
-    parse.__name__ = "whole number"  # argparse puts it into "invalid ... value"
-    return parse
 
 
 def _rivals(text: str) -> list[str]:
@@ -125,36 +105,7 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Plan:
     return plan
 
 
-def _join_run(plan: Plan, master: str) -> Iterator[Row]:
-    """Yields rows on rank 0, nothing on the others."""
-    print(f"pccl bench: waiting for {plan.world_size} peers at {master}", file=sys.stderr)
-    with join(master, plan.world_size, plan.streams, "bench") as communicator:
-        rank = communicator.rank
-        seed = 0
-        for case in plan.cases():
-            modes = []
-            for in_place in (False, True):
-                seed += plan.checks
-                request = plan.request(case, in_place, seed)
-                make_op = make_op_of(communicator)
-                replies = [measure(make_op, request, rank, plan.world_size) for _ in range(plan.rounds)]
-                modes.append({OURSELVES: _combine(communicator, replies, case, plan)})
-            if rank == 0:
-                yield Row(case, modes[0], modes[1])
-
-
-def _combine(communicator: pccl.Communicator, replies: list[Reply], case: Case, plan: Plan) -> Summary:
-    """What all ranks saw, brought together by the library itself."""
-    times_ns = numpy.concatenate([average_over_ranks([reply]) for reply in replies])
-    communicator.all_reduce(times_ns, op="avg")
-    wrong = numpy.array([sum(reply.wrong or 0 for reply in replies)], dtype=numpy.int64)
-    if communicator.all_reduce(wrong, op="sum").local_world_size != plan.world_size:
-        raise BenchmarkError("a peer has left during the run")
-    total = int(wrong[0]) if plan.checks else None
-    return summarize(times_ns.tolist(), total, case.size_bytes, plan.world_size)
-
-
-def _print_rows(rows: Iterator[Row], plan: Plan, progress: table.Progress, *, as_json: bool) -> list[Row]:
+def _print_rows(rows: Iterator[Row], plan: Plan, progress: Progress, *, as_json: bool) -> list[Row]:
     done: list[Row] = []
     for row in rows:
         if not as_json:
@@ -173,23 +124,20 @@ def main(arguments: list[str]) -> int:
     """Run it with the words behind `pccl bench allreduce`; the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    end_on_sigterm()
-    try:
-        plan = _plan(options, parser)
-        progress = table.Progress(plan, sys.stderr)
-        if options.master is None:
-            expect_rivals(plan)
-            rows = run_contest(plan, options.timeout, progress)
-        else:
-            rows = _join_run(plan, options.master)
-        done = _print_rows(rows, plan, progress, as_json=options.json)
-    except ImportError as error:
-        print(f"pccl bench: {error.name} is missing: pip install {error.name}", file=sys.stderr)
-        return 1
-    except (BenchmarkError, pccl.PCCLError) as error:
-        print(f"pccl bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("pccl bench: interrupted", file=sys.stderr)
-        return 1
+    return exit_status(lambda: _measure_and_print(options, parser))
+
+
+def _measure_and_print(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    plan = _plan(options, parser)
+    if options.plot is not None:
+        plot.expect(options.plot)
+    progress = Progress()
+    if options.master is None:
+        expect_rivals(plan)
+        rows = run_contest(plan, options.timeout, progress)
+    else:
+        rows = join_contest(plan, options.master, progress)
+    done = _print_rows(rows, plan, progress, as_json=options.json)
+    if done and options.plot is not None:
+        plot.write(options.plot, plan, done)
     return 1 if any(row.wrong for row in done) else 0

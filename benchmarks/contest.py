@@ -1,25 +1,38 @@
-"""One plan on this machine: pccl and its rivals, each a team of processes, take turns."""
+"""One plan: pccl and its rivals, each a team of processes on this machine, or pccl alone on several, in
+turns."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
+
+import pccl
+
 from . import rivals
-from .launch import BenchmarkError
-from .measure import Reply, Request
+from .launch import BenchmarkError, Team
+from .measure import Reply, Request, measure
+from .peer import join, make_op_of, master_cpu_ns
 from .plan import Case, Plan, Row
-from .summary import Summary, average_over_ranks, ratio, summarize, total_wrong
+from .progress import Progress
+from .summary import Batch, Ratio, Summary, joined, ratio, summarize
 from .teams import ONE_OP, OURSELVES, start_ourselves, start_rival
 
-__all__ = ["expect_rivals", "run_contest"]
+__all__ = ["expect_rivals", "join_contest", "run_contest"]
 
-# Says who is being measured: (case, contestant, number of the round).
-Progress = Callable[[Case, str, int], None]
+# How one contestant runs a batch.
+Measure = Callable[[Request], Batch]
+
+# A batch that is to take some time is put together of parts, of so many ops at first and at last: what an
+# op takes can change by orders of magnitude when the machine has something else to do.
+_FIRST_ITERATIONS, _MOST_ITERATIONS = 3, 1000
 
 
 def expect_rivals(plan: Plan) -> None:
@@ -32,66 +45,119 @@ def expect_rivals(plan: Plan) -> None:
 
 
 def run_contest(plan: Plan, timeout_s: float, progress: Progress) -> Iterator[Row]:
-    """Yield a row per case. All processes end when the iteration does."""
+    """Start all processes here, and yield a row per case. They end when the iteration does."""
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pccl-bench-")))
-        contest = _Contest(plan, directory, timeout_s, stack)
-        for case in plan.cases():
-            yield contest.row(case, progress)
+        team, master = start_ourselves(stack, directory, plan.world_size, plan.streams, timeout_s)
+        contestants: dict[str, Measure] = {OURSELVES: lambda request: _ask(team, request, master=master)}
+        if plan.concurrent > 1:
+            contestants[ONE_OP] = contestants[OURSELVES]
+        for name in plan.rivals:
+            contestants[name] = _rival(name, start_rival(stack, directory, name, plan.world_size, timeout_s))
+        yield from _Contest(plan, contestants, progress).rows()
+
+
+def _ask(
+    team: Team,
+    request: Request,
+    *,
+    encode: Callable[[Request], Any] = dataclasses.asdict,
+    master: Team | None = None,
+) -> Batch:
+    before_ns = 0 if master is None else master_cpu_ns(master)
+    batch = Batch.of([Reply(**answer) for answer in team.ask_all(encode(request))])
+    if master is None:
+        return batch
+    # The master has served the untimed ops as well.
+    timed = request.iterations / (request.checks + request.warmup + request.iterations)
+    used_ns = (master_cpu_ns(master) - before_ns) * timed
+    return dataclasses.replace(batch, cpu_ns=batch.cpu_ns + used_ns)
+
+
+def _rival(name: str, team: Team) -> Measure:
+    return lambda request: _ask(team, request, encode=rivals.load(name).encode)
+
+
+def join_contest(plan: Plan, master: str, progress: Progress) -> Iterator[Row]:
+    """Be one peer of the run of `master`, in which all have the same plan. Yields rows on rank 0, nothing on
+    the others. The master's processor time is not known here."""
+    print(f"pccl bench: waiting for {plan.world_size} peers at {master}", file=sys.stderr)
+    with join(master, plan.world_size, plan.streams, "bench") as communicator:
+        rank = communicator.rank
+
+        def measure_together(request: Request) -> Batch:
+            return _combine(
+                communicator, measure(make_op_of(communicator), request, rank, plan.world_size), plan
+            )
+
+        for row in _Contest(plan, {OURSELVES: measure_together}, progress).rows():
+            if rank == 0:
+                yield row
+
+
+def _combine(communicator: pccl.Communicator, reply: Reply, plan: Plan) -> Batch:
+    """What all ranks saw, brought together by the library itself: the same on all of them."""
+    times_ns = numpy.array(reply.times_ns, dtype=numpy.float64)
+    communicator.all_reduce(times_ns, op="avg")
+    sums = numpy.array([reply.wrong or 0, reply.cpu_ns], dtype=numpy.int64)
+    if communicator.all_reduce(sums, op="sum").local_world_size != plan.world_size:
+        raise BenchmarkError("a peer has left during the run")
+    return Batch(times_ns.tolist(), None if reply.wrong is None else int(sums[0]), int(sums[1]))
 
 
 class _Contest:
-    def __init__(self, plan: Plan, directory: Path, timeout_s: float, stack: contextlib.ExitStack) -> None:
+    def __init__(self, plan: Plan, contestants: Mapping[str, Measure], progress: Progress) -> None:
         self._plan = plan
+        self._contestants = contestants
+        self._progress = progress
         self._seed = 0
-        self._teams = {OURSELVES: start_ourselves(stack, directory, plan.world_size, plan.streams, timeout_s)}
-        self._encoders: dict[str, Callable[[Request], Any]] = {OURSELVES: dataclasses.asdict}
-        if plan.concurrent > 1:
-            self._teams[ONE_OP] = self._teams[OURSELVES]
-            self._encoders[ONE_OP] = dataclasses.asdict
-        for name in plan.rivals:
-            self._teams[name] = start_rival(stack, directory, name, plan.world_size, timeout_s)
-            self._encoders[name] = rivals.load(name).encode
 
-    def row(self, case: Case, progress: Progress) -> Row:
-        out_of_place = self._rounds(case, False, progress)
-        in_place = self._rounds(case, True, progress)
-        return Row(
-            case,
-            self._summaries(case, out_of_place),
-            self._summaries(case, in_place),
-            _ratios(out_of_place),
-            _ratios(in_place),
-        )
-
-    def _rounds(self, case: Case, in_place: bool, progress: Progress) -> dict[str, list[list[Reply]]]:
-        """The replies of all ranks in each round, by contestant. Who is compared is measured in turns, so
-        that what else the machine does meanwhile hits all alike."""
-        replies: dict[str, list[list[Reply]]] = {name: [] for name in self._teams}
-        for round_number in range(self._plan.rounds):
-            for name, team in self._teams.items():
-                progress(case, name, round_number)
-                self._seed += self._plan.checks
-                concurrent = self._plan.concurrent if name == OURSELVES else 1
-                request = self._plan.request(case, in_place, self._seed, concurrent)
-                replies[name].append(
-                    [Reply(**answer) for answer in team.ask_all(self._encoders[name](request))]
-                )
-        return replies
-
-    def _summaries(self, case: Case, replies: Mapping[str, list[list[Reply]]]) -> dict[str, Summary]:
-        return {
-            name: summarize(
-                [time_ns for batch in batches for time_ns in average_over_ranks(batch)],
-                total_wrong([reply for batch in batches for reply in batch]),
-                case.size_bytes * self._plan.concurrent,
-                self._plan.world_size,
+    def rows(self) -> Iterator[Row]:
+        cases = list(self._plan.cases())
+        for number, case in enumerate(cases, 1):
+            place = f"{number} of {len(cases)}"
+            out_of_place = self._rounds(case, False, place)
+            in_place = self._rounds(case, True, place) if self._plan.in_place else {}
+            yield Row(
+                case,
+                self._summaries(case, out_of_place),
+                self._summaries(case, in_place),
+                _ratios(out_of_place),
+                _ratios(in_place),
             )
-            for name, batches in replies.items()
-        }
+
+    def _rounds(self, case: Case, in_place: bool, place: str) -> dict[str, list[Batch]]:
+        """By contestant. Who is compared is measured in turns, so that what else the machine does meanwhile
+        hits all alike."""
+        batches: dict[str, list[Batch]] = {name: [] for name in self._contestants}
+        for round_number in range(1, self._plan.rounds + 1):
+            for name in self._contestants:
+                self._progress(
+                    f"case {place}, {case.size_bytes} B {case.datatype} {case.redop}: {name}, "
+                    f"round {round_number} of {self._plan.rounds}"
+                )
+                self._seed += self._plan.checks
+                batches[name].append(self._batch(name, case, in_place))
+        return batches
+
+    def _batch(self, name: str, case: Case, in_place: bool) -> Batch:
+        plan, run = self._plan, self._contestants[name]
+        concurrent = plan.concurrent if name == OURSELVES else 1
+        request = plan.request(case, in_place, self._seed, concurrent)
+        if plan.seconds == 0:
+            return run(request)
+        parts = [run(dataclasses.replace(request, iterations=_FIRST_ITERATIONS))]
+        while (used_ns := sum(sum(part.times_ns) for part in parts)) < plan.seconds * 1e9:
+            done = sum(len(part.times_ns) for part in parts)
+            enough = math.ceil((plan.seconds * 1e9 - used_ns) * done / used_ns)
+            more = min(enough, 2 * done, _MOST_ITERATIONS)
+            parts.append(run(dataclasses.replace(request, iterations=more, warmup=0, checks=0)))
+        return joined(parts)
+
+    def _summaries(self, case: Case, batches: Mapping[str, Sequence[Batch]]) -> dict[str, Summary]:
+        size_bytes = case.size_bytes * self._plan.concurrent
+        return {name: summarize(found, size_bytes, self._plan.world_size) for name, found in batches.items()}
 
 
-def _ratios(replies: Mapping[str, Sequence[Sequence[Reply]]]) -> dict[str, Any]:
-    times = {name: [average_over_ranks(batch) for batch in batches] for name, batches in replies.items()}
-    ours = times.pop(OURSELVES)
-    return {name: ratio(ours, theirs) for name, theirs in times.items()}
+def _ratios(batches: Mapping[str, Sequence[Batch]]) -> dict[str, Ratio]:
+    return {name: ratio(batches[OURSELVES], theirs) for name, theirs in batches.items() if name != OURSELVES}

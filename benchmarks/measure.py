@@ -12,7 +12,7 @@ import numpy
 from . import pattern
 from .elements import numpy_dtype
 
-__all__ = ["MakeOp", "Reply", "Request", "measure", "measure_times"]
+__all__ = ["MakeOp", "Reply", "Request", "measure", "measure_ops", "measure_times"]
 
 # make_op(send, recv, redop) gives what runs one all-reduce; recv is send in place.
 MakeOp = Callable[[Any, Any, str], Callable[[], object]]
@@ -36,10 +36,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What one rank saw. `wrong` counts elements over all checks; None where nothing was checked."""
+    """What one rank saw. `wrong` counts elements over all checks; None where nothing was checked. `cpu_ns` is
+    what all threads of the process have used, in user and system, while the timed ops ran."""
 
     times_ns: list[int]
     wrong: int | None
+    cpu_ns: int
 
 
 def measure(make_op: MakeOp, request: Request, rank: int, world_size: int) -> Reply:
@@ -55,8 +57,16 @@ def measure(make_op: MakeOp, request: Request, rank: int, world_size: int) -> Re
         run()
         wrong += pattern.count_wrong(recv, seed, world_size, request.redop)
     pattern.fill(send, request.seed, rank, world_size, request.redop)
-    times_ns = measure_times(run, request.warmup, request.iterations)
-    return Reply(times_ns, wrong if request.checks else None)
+    return measure_ops(run, request, wrong if request.checks else None)
+
+
+def measure_ops(run: Callable[[], object], request: Request, wrong: int | None = None) -> Reply:
+    """The timed part of a batch, `run` being one op of it."""
+    for _ in range(request.warmup):
+        run()
+    begin_ns = time.process_time_ns()
+    times_ns = measure_times(run, 0, request.iterations)
+    return Reply(times_ns, wrong, time.process_time_ns() - begin_ns)
 
 
 def measure_times(run: Callable[[], object], warmup: int, iterations: int) -> list[int]:

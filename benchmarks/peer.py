@@ -16,7 +16,7 @@ from .control import serve
 from .launch import BenchmarkError, Team, python_command
 from .measure import MakeOp, Request, measure
 
-__all__ = ["join", "make_op_of", "spawn_master", "spawn_peers"]
+__all__ = ["join", "make_op_of", "master_cpu_ns", "spawn_master", "spawn_peers"]
 
 _PAUSE_S = 0.02
 
@@ -60,7 +60,12 @@ def spawn_master(team: Team) -> str:
     """Start a master on a free port of the loopback interface, as a team of one; its address."""
     team.spawn(python_command("peer", "master", team.socket_path))
     team.wait_until_ready()
-    return str(team.ask_all({"address": True})[0]["address"])
+    return str(team.ask_all({})[0]["address"])
+
+
+def master_cpu_ns(team: Team) -> int:
+    """What a team of spawn_master() has used so far, in user and system."""
+    return int(team.ask_all({})[0]["cpu_ns"])
 
 
 def spawn_peers(team: Team, master: str, streams: int) -> None:
@@ -71,7 +76,11 @@ def spawn_peers(team: Team, master: str, streams: int) -> None:
 
 def _serve_master(path: str) -> int:
     with pccl.MasterNode("127.0.0.1:0") as master:
-        return serve(path, 0, lambda: lambda _: {"address": master.address})
+
+        def answer(_: Any) -> Any:
+            return {"address": master.address, "cpu_ns": time.process_time_ns()}
+
+        return serve(path, 0, lambda: answer)
 
 
 def _outlive(communicator: pccl.Communicator, world_size: int, size_bytes: int) -> Any:

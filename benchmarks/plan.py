@@ -37,6 +37,8 @@ class Plan:
     rounds: int
     rivals: Sequence[str]
     concurrent: int = 1  # ops of each size at once, beside one op of their size together
+    in_place: bool = True  # also in place
+    seconds: float = 0  # that a batch takes about, instead of `iterations`; 0: as many as these
 
     def cases(self) -> Iterator[Case]:
         """Sizes are rounded down to whole elements, and left out where that leaves nothing."""

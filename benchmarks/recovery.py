@@ -19,8 +19,9 @@ import numpy
 
 import pccl
 
+from .command import exit_status, new_parser, whole_number
 from .elements import size_bytes
-from .launch import BenchmarkError, Team, end_on_sigterm
+from .launch import BenchmarkError, Team
 from .rivals import load
 from .teams import OURSELVES, start_ourselves, start_rival
 
@@ -61,11 +62,7 @@ class Row:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pccl bench recovery",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("recovery", _DESCRIPTION)
     add = parser.add_argument
     add(
         "--peers",
@@ -74,7 +71,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N,...",
         help="world sizes, 2 to 8 (default 2,4)",
     )
-    add("--repetitions", type=_positive, default=10, metavar="N", help="kills per world size (default 10)")
+    add(
+        "--repetitions",
+        type=whole_number(1),
+        default=10,
+        metavar="N",
+        help="kills per world size (default 10)",
+    )
     add("--size", type=size_bytes, default="1M", help="of the float32 buffers (default 1M)")
     add(
         "--streams",
@@ -86,16 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, metavar="N", help="of whom to kill when (default 0)")
     add("--versus", choices=["gloo"], help="in the same run, taking turns")
-    add("--timeout", type=_positive, default=60, metavar="SECONDS", help="for one recovery (default 60)")
+    add(
+        "--timeout", type=whole_number(1), default=60, metavar="SECONDS", help="for one recovery (default 60)"
+    )
     add("--json", action="store_true", help=f"one document, {SCHEMA}, instead of a table")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 def _world_sizes(text: str) -> list[int]:
@@ -122,7 +120,7 @@ def kill_one(team: Team, size: int, choice: random.Random) -> list[tuple[float, 
 def _measure_ourselves(peers: int, options: argparse.Namespace, choice: random.Random) -> float:
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pccl-bench-"))
-        team = start_ourselves(stack, Path(directory), peers, options.streams, options.timeout)
+        team, _ = start_ourselves(stack, Path(directory), peers, options.streams, options.timeout)
         found = kill_one(team, options.size, choice)
     for _, answer in found:
         if answer["survivors"] != peers - 1:
@@ -186,19 +184,15 @@ def _as_json(rows: Sequence[Row], options: argparse.Namespace) -> dict[str, Any]
 def main(arguments: list[str]) -> int:
     """Run it with the words behind `pccl bench recovery`; the exit status."""
     options = _parser().parse_args(arguments)
-    end_on_sigterm()
-    try:
-        if options.versus is not None:
-            reason = load(options.versus).missing(2, "float", "sum")
-            if reason is not None:
-                raise BenchmarkError(reason)
-        rows = _run(options)
-    except (BenchmarkError, pccl.PCCLError) as error:
-        print(f"pccl bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("pccl bench: interrupted", file=sys.stderr)
-        return 1
+    return exit_status(lambda: _measure_and_print(options))
+
+
+def _measure_and_print(options: argparse.Namespace) -> int:
+    if options.versus is not None:
+        reason = load(options.versus).missing(2, "float", "sum")
+        if reason is not None:
+            raise BenchmarkError(reason)
+    rows = _run(options)
     if options.json:
         print(json.dumps(_as_json(rows, options), indent=1))
     else:

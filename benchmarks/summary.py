@@ -9,18 +9,40 @@ import numpy
 
 from .measure import Reply
 
-__all__ = ["Ratio", "Summary", "average_over_ranks", "ratio", "summarize", "total_wrong"]
+__all__ = ["Batch", "Ratio", "Summary", "joined", "ratio", "ratio_of_times", "summarize"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What all ranks of a contestant together saw of one batch: the time of each op is its mean over the
+    ranks, as nccl-tests has it by default; wrong elements and processor time are sums."""
+
+    times_ns: list[float]
+    wrong: int | None
+    cpu_ns: float
+
+    @classmethod
+    def of(cls, replies: Sequence[Reply]) -> Batch:
+        """From those of all ranks."""
+        return cls(
+            [float(mean) for mean in numpy.mean([reply.times_ns for reply in replies], axis=0)],
+            _sum_of_checked([reply.wrong for reply in replies]),
+            sum(reply.cpu_ns for reply in replies),
+        )
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One size in one mode. The bandwidths follow from the mean time, as in nccl-tests."""
+    """One size in one mode. The bandwidths follow from the mean time, as in nccl-tests. `cpu_s_per_gb` is
+    the processor time, of all processes of the contestant, for each 1e9 bytes that an all-reduce has to
+    send: all peers together 2(n-1) times its size."""
 
     time_us: float
     p50_us: float
     p99_us: float
     algbw_gb_s: float
     busbw_gb_s: float
+    cpu_s_per_gb: float
     wrong: int | None
 
 
@@ -33,33 +55,50 @@ class Ratio:
     highest: float
     rounds: list[float]
 
-
-def average_over_ranks(replies: Sequence[Reply]) -> list[float]:
-    """The time of each iteration: its mean over the ranks, as nccl-tests has it by default."""
-    return [float(mean) for mean in numpy.mean([reply.times_ns for reply in replies], axis=0)]
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.lowest:.2f}-{self.highest:.2f})"
 
 
-def total_wrong(replies: Sequence[Reply]) -> int | None:
-    """Wrong elements on all ranks; None when nobody checked."""
-    checked = [reply.wrong for reply in replies if reply.wrong is not None]
+def joined(parts: Sequence[Batch]) -> Batch:
+    """The parts of one batch as one."""
+    return Batch(
+        [time_ns for part in parts for time_ns in part.times_ns],
+        _sum_of_checked([part.wrong for part in parts]),
+        sum(part.cpu_ns for part in parts),
+    )
+
+
+def _sum_of_checked(counts: Sequence[int | None]) -> int | None:
+    checked = [count for count in counts if count is not None]
     return sum(checked) if checked else None
 
 
-def summarize(times_ns: Sequence[float], wrong: int | None, size_bytes: int, world_size: int) -> Summary:
-    """Summarise the times of all iterations of all batches."""
+def summarize(batches: Sequence[Batch], size_bytes: int, world_size: int) -> Summary:
+    """Bring the batches of one contestant together."""
+    total = joined(batches)
+    times_ns = total.times_ns
     mean_ns = float(numpy.mean(times_ns))
     algbw = size_bytes / mean_ns  # bytes per nanosecond are GB/s
+    sent_bytes = 2 * (world_size - 1) * size_bytes * len(times_ns)
     return Summary(
         time_us=mean_ns / 1e3,
         p50_us=float(numpy.percentile(times_ns, 50)) / 1e3,
         p99_us=float(numpy.percentile(times_ns, 99)) / 1e3,
         algbw_gb_s=algbw,
         busbw_gb_s=algbw * 2 * (world_size - 1) / world_size,
-        wrong=wrong,
+        cpu_s_per_gb=total.cpu_ns / sent_bytes,  # ns per byte
+        wrong=total.wrong,
     )
 
 
-def ratio(batches_ns: Sequence[Sequence[float]], rival_batches_ns: Sequence[Sequence[float]]) -> Ratio:
+def ratio(batches: Sequence[Batch], rival_batches: Sequence[Batch]) -> Ratio:
+    """Above 1: we are faster. Both sequences hold one batch per round, in the same order."""
+    return ratio_of_times([batch.times_ns for batch in batches], [batch.times_ns for batch in rival_batches])
+
+
+def ratio_of_times(
+    batches_ns: Sequence[Sequence[float]], rival_batches_ns: Sequence[Sequence[float]]
+) -> Ratio:
     """Above 1: we are faster. Both sequences hold one batch of times per round, in the same order."""
     rounds = [
         float(numpy.median(theirs) / numpy.median(ours))

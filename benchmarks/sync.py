@@ -21,9 +21,10 @@ import numpy
 
 import pccl
 
+from .command import exit_status, new_parser, whole_number
 from .control import serve
 from .elements import size_bytes
-from .launch import BenchmarkError, Team, end_on_sigterm, python_command
+from .launch import BenchmarkError, Team, python_command
 from .peer import join, spawn_master
 
 __all__ = ["main"]
@@ -255,13 +256,17 @@ def _print(transfers: Sequence[Transfer], equal: Equal | None, size: int) -> Non
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pccl bench sync", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("sync", _DESCRIPTION)
     add = parser.add_argument
     add("-s", "--size", type=size_bytes, default="1G", metavar="SIZE", help="of the state (default 1G)")
-    add("--streams", type=int, default=0, metavar="N", help="TCP connections per newcomer (0: default)")
-    add("--rounds", type=int, default=3, metavar="N", help="timed rounds (default 3)")
+    add(
+        "--streams",
+        type=whole_number(0, 64),
+        default=0,
+        metavar="N",
+        help="TCP connections per newcomer (0: default)",
+    )
+    add("--rounds", type=whole_number(1), default=3, metavar="N", help="timed rounds (default 3)")
     add("--timeout", type=float, default=300, metavar="SECONDS", help="for one round (default 300)")
     add("--json", action="store_true", help=f"one document, {SCHEMA}, instead of tables")
     return parser
@@ -269,19 +274,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     """Run it with the words behind `pccl bench sync`; the exit status."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.rounds < 1 or not 0 <= options.streams <= 64:
-        parser.error("--rounds must be at least 1, --streams from 0 to 64")
-    end_on_sigterm()
-    try:
-        transfers, equal = _run(options)
-    except (BenchmarkError, pccl.PCCLError) as error:
-        print(f"pccl bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("pccl bench: interrupted", file=sys.stderr)
-        return 1
+    options = _parser().parse_args(arguments)
+    return exit_status(lambda: _measure_and_print(options))
+
+
+def _measure_and_print(options: argparse.Namespace) -> int:
+    transfers, equal = _run(options)
     if options.json:
         rows = [asdict(one) | {"together": one.together} for one in transfers]
         document = {

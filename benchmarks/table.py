@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
-import sys
-import time
 from collections.abc import Iterable, Sequence
-from typing import Any, TextIO
+from typing import Any
 
-from .plan import Case, Plan, Row
-from .summary import Ratio, Summary
+from .machine import machine
+from .plan import Plan, Row
+from .summary import Summary
 
-__all__ = ["SCHEMA", "Progress", "as_json", "footer", "header", "ratio_lines", "row_lines"]
+__all__ = ["SCHEMA", "as_json", "footer", "header", "ratio_lines", "row_lines"]
 
 SCHEMA = "pccl.bench.allreduce/1"
 
-_MODE_COLUMNS = (("time", 9), ("p50", 9), ("p99", 9), ("algbw", 7), ("busbw", 7), ("#wrong", 6))
-_MODE_UNITS = ("(us)", "(us)", "(us)", "(GB/s)", "(GB/s)", "")
+_MODE_COLUMNS = (("time", 9), ("p50", 9), ("p99", 9), ("algbw", 7), ("busbw", 7), ("cpu", 7), ("#wrong", 6))
+_MODE_UNITS = ("(us)", "(us)", "(us)", "(GB/s)", "(GB/s)", "(s/GB)", "")
 _MODE_WIDTH = sum(width + 1 for _, width in _MODE_COLUMNS)
 
 
@@ -36,7 +33,7 @@ def header(plan: Plan) -> list[str]:
     return [
         f"# {plan.world_size} peers; {plan.rounds} x {plan.iterations} iterations, {plan.warmup} for warm-up",
         *at_once,
-        "# GB/s = 1e9 bytes/s; busbw = algbw * 2(n-1)/n",
+        "# GB/s = 1e9 bytes/s; busbw = algbw * 2(n-1)/n; cpu: of all processes, for each GB to be sent",
         f"# {' ' * (len(left) - 2)}{modes}".rstrip(),
         f"#{left[1:]}{names}  {names}",
         f"#{units[1:]}{mode_units}  {mode_units}".rstrip(),
@@ -57,7 +54,7 @@ def ratio_lines(rows: Iterable[Row]) -> list[str]:
     """How many times as fast pccl is, per case and rival; nothing without rivals."""
     lines = [
         f"{row.case.size_bytes:>14} {row.case.datatype:>9} {row.case.redop:>7} {name:>7}"
-        f"  {_ratio(row.out_of_place_ratios[name]):22}  {_ratio(row.in_place_ratios[name])}"
+        f"    {row.out_of_place_ratios[name]!s:20}    {row.in_place_ratios[name]}"
         for row in rows
         for name in row.out_of_place_ratios
     ]
@@ -86,12 +83,7 @@ def as_json(plan: Plan, rows: Sequence[Row], version: str) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "pccl_version": version,
-        "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "system": f"{platform.system()} {platform.release()}",
-            "python": platform.python_version(),
-        },
+        "machine": machine(),
         "peers": plan.world_size,
         "streams": plan.streams or None,
         "iterations": plan.iterations,
@@ -151,6 +143,7 @@ def _mode(summary: Summary) -> str:
         _microseconds(summary.p99_us),
         f"{summary.algbw_gb_s:.2f}",
         f"{summary.busbw_gb_s:.2f}",
+        f"{summary.cpu_s_per_gb:.2f}",
         "N/A" if summary.wrong is None else str(summary.wrong),
     )
     return "".join(f" {value:>{width}}" for value, (_, width) in zip(values, _MODE_COLUMNS, strict=True))
@@ -160,41 +153,7 @@ def _microseconds(value: float) -> str:
     return f"{value:.2f}" if value < 1e4 else f"{value:.0f}"
 
 
-def _ratio(found: Ratio) -> str:
-    return f"{found.median:6.2f} ({found.lowest:.2f}-{found.highest:.2f})"
-
-
 def _average_busbw(rows: Sequence[Row]) -> float:
     """Of pccl, over all rows and both modes, as in nccl-tests."""
     ours = [next(iter(mode.values())).busbw_gb_s for row in rows for mode in (row.out_of_place, row.in_place)]
     return sum(ours) / len(ours)
-
-
-class Progress:
-    """One line on stderr: rewritten on a terminal, else a new one now and then when a run is long."""
-
-    _TERMINAL_PERIOD_S = 0.2
-    _LOG_PERIOD_S = 10.0
-
-    def __init__(self, plan: Plan, stream: TextIO) -> None:
-        self._stream, self._rounds = stream, plan.rounds
-        self._terminal = stream.isatty()
-        self._period_s = self._TERMINAL_PERIOD_S if self._terminal else self._LOG_PERIOD_S
-        self._next_s = time.monotonic() + self._period_s
-
-    def __call__(self, case: Case, name: str, round_number: int) -> None:
-        if time.monotonic() < self._next_s:
-            return
-        self._next_s = time.monotonic() + self._period_s
-        text = (
-            f"{case.size_bytes} B {case.datatype} {case.redop}: {name}, round {round_number + 1} "
-            f"of {self._rounds}"
-        )
-        self._stream.write(f"\r{text:<78}" if self._terminal else f"{text}\n")
-        self._stream.flush()
-
-    def clear(self) -> None:
-        """Before a line of results goes to the same terminal."""
-        if self._terminal and sys.stdout.isatty():
-            self._stream.write(f"\r{'':78}\r")
-            self._stream.flush()

@@ -13,6 +13,8 @@ __all__ = ["main"]
 
 # `pccl bench NAME`: the module of pccl.benchmarks whose main(arguments) it is, and its line in the help.
 BENCHMARKS = {
+    "kernels": "reductions, checksum, hash and copy on one core, beside NumPy and memcpy",
+    "p2p": "what the link between two peers carries, beside raw TCP",
     "allreduce": "all-reduce over sizes, in the columns of nccl-tests",
     "sync": "shared state to newcomers, beside what TCP carries",
     "recovery": "from the death of a peer to the survivors' next all-reduce",

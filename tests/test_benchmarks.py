@@ -2,21 +2,37 @@
 
 import functools
 import importlib.util
+import io
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
-from pccl.benchmarks import allreduce, contest, elements, pattern, recovery, summary, table
+from benching import SUMMARY_KEYS, bench, has_no, plan, printed_by_two
+from pccl.benchmarks import (
+    allreduce,
+    contest,
+    elements,
+    pattern,
+    recovery,
+    summary,
+    table,
+)
 from pccl.benchmarks.launch import BenchmarkError, Team
-from pccl.benchmarks.measure import Reply, Request, measure
+from pccl.benchmarks.measure import Reply, Request, measure, measure_ops
 from pccl.benchmarks.peer import make_op_of
-from pccl.benchmarks.plan import Case, Plan, Row
+from pccl.benchmarks.plan import Case, Row
+from pccl.benchmarks.progress import Progress
+from pccl.benchmarks.summary import Batch
 
 REDUCTIONS = {
     "sum": numpy.add,
@@ -25,19 +41,6 @@ REDUCTIONS = {
     "min": numpy.minimum,
     "avg": numpy.add,
 }
-
-SUMMARY_KEYS = {"time_us", "p50_us", "p99_us", "algbw_gb_s", "busbw_gb_s", "wrong"}
-
-
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pccl", "bench", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
 
 # --- pattern: what is expected is exact, and what is not is counted ----------------------------------------
 
@@ -150,6 +153,21 @@ def test_measure_times_what_it_is_asked_to() -> None:
     assert (len(reply.times_ns), len(calls), reply.wrong) == (5, 2 + 5, None)
 
 
+def test_processor_time_is_that_of_all_threads_while_ops_are_timed() -> None:
+    calls: list[int] = []
+
+    def burn_in_a_thread() -> None:
+        calls.append(1)
+        if len(calls) > 2:  # behind the warm-up
+            thread = threading.Thread(target=lambda: functools.reduce(int.__mul__, range(1, 3000)))
+            thread.start()
+            thread.join()
+
+    busy = measure_ops(burn_in_a_thread, request(warmup=2, iterations=5)).cpu_ns
+    idle = measure_ops(lambda: time.sleep(0.02), request(warmup=0, iterations=5)).cpu_ns
+    assert 0 <= idle < busy
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 def test_concurrent_ops_are_all_started_before_the_first_is_awaited(in_place) -> None:
     events: list[str] = []
@@ -189,39 +207,31 @@ def test_sizes_grow_by_the_factor_up_to_the_last() -> None:
 
 
 def test_bandwidths_are_those_of_nccl_tests() -> None:
-    found = summary.summarize([1e6, 3e6], 0, 4_000_000, 4)  # 2 ms on average
+    batches = [Batch([1e6], 0, 4e6), Batch([3e6], 0, 8e6)]  # 2 ms on average
+    found = summary.summarize(batches, 4_000_000, 4)
     assert (found.time_us, found.algbw_gb_s, found.busbw_gb_s) == (2000.0, 2.0, 3.0)
     assert found.p50_us == 2000.0
     assert 2000.0 < found.p99_us <= 3000.0
+    # 12 ms for two ops, in each of which the four send 6 MB each.
+    assert found.cpu_s_per_gb == pytest.approx(0.012 / 0.048)
 
 
 def test_the_ratio_compares_adjacent_batches() -> None:
-    found = summary.ratio([[10, 10, 99], [10, 20, 30]], [[20, 20, 20], [10, 10, 10]])
+    ours, theirs = [[10, 10, 99], [10, 20, 30]], [[20, 20, 20], [10, 10, 10]]
+    found = summary.ratio_of_times(ours, theirs)
+    assert found == summary.ratio(*([Batch(times, None, 0) for times in one] for one in (ours, theirs)))
     assert found.rounds == [2.0, 0.5]
     assert (found.median, found.lowest, found.highest) == (1.25, 0.5, 2.0)
 
 
 def test_times_are_averaged_over_ranks_and_wrong_elements_added() -> None:
-    replies = [Reply([10, 20], 1), Reply([30, 40], 2)]
-    assert summary.average_over_ranks(replies) == [20, 30]
-    assert summary.total_wrong(replies) == 3
-    assert summary.total_wrong([Reply([1], None)]) is None
+    assert Batch.of([Reply([10, 20], 1, 5), Reply([30, 40], 2, 6)]) == Batch([20, 30], 3, 11)
+    assert Batch.of([Reply([1], None, 0)]).wrong is None
 
 
-def plan(**changes) -> Plan:
-    fields = {
-        "world_size": 2,
-        "streams": 0,
-        "sizes_bytes": [1024],
-        "datatypes": ["float"],
-        "redops": ["sum"],
-        "iterations": 1,
-        "warmup": 0,
-        "checks": 1,
-        "rounds": 1,
-        "rivals": [],
-    }
-    return Plan(**{**fields, **changes})
+def test_the_parts_of_a_batch_are_one() -> None:
+    parts = [Batch([1, 2], 3, 10), Batch([4], None, 20)]
+    assert summary.joined(parts) == Batch([1, 2, 4], 3, 30)
 
 
 def test_sizes_are_cut_to_whole_elements() -> None:
@@ -234,10 +244,23 @@ def test_sizes_are_cut_to_whole_elements() -> None:
 
 
 def test_columns_stand_below_their_names() -> None:
-    numbers = summary.summarize([1.5e6], None, 1024, 2)
+    numbers = summary.summarize([Batch([1.5e6], None, 1e6)], 1024, 2)
     row = Row(Case(1024, 256, "float", "sum"), {"pccl": numbers}, {"pccl": numbers})
     names, units, line = *table.header(plan())[-2:], *table.row_lines(row, plan())
-    for name in ("size", "count", "type", "redop", "root", "streams", "time", "p50", "p99", "algbw", "busbw"):
+    for name in (
+        "size",
+        "count",
+        "type",
+        "redop",
+        "root",
+        "streams",
+        "time",
+        "p50",
+        "p99",
+        "algbw",
+        "busbw",
+        "cpu",
+    ):
         end = names.index(f" {name} ") + len(name)
         assert line[end] != " ", name
         assert line[end + 1 : end + 2] in ("", " "), name
@@ -274,7 +297,7 @@ def test_wrong_usage_ends_with_2(arguments, capsys) -> None:
 
 
 def test_wrong_results_end_with_1(monkeypatch, capsys) -> None:
-    right, wrong = (summary.summarize([1000], count, 1024, 2) for count in (0, 3))
+    right, wrong = (summary.summarize([Batch([1000], count, 0)], 1024, 2) for count in (0, 3))
     rows = [Row(Case(1024, 256, "float", "sum"), {"pccl": right}, {"pccl": wrong})]
     monkeypatch.setattr(allreduce, "run_contest", lambda *_: iter(rows))
     assert allreduce.main(["--json"]) == 1
@@ -300,6 +323,61 @@ def test_an_absent_rival_is_an_error_that_says_what_to_install(
 def test_raw_is_for_two() -> None:
     with pytest.raises(BenchmarkError, match="--peers 2"):
         contest.expect_rivals(plan(world_size=3, rivals=["raw"]))
+
+
+class Answering:
+    """A team that has these answers, one after the other."""
+
+    def __init__(self, *answers: list[Any]) -> None:
+        self._answers = iter(answers)
+
+    def ask_all(self, _: Any) -> list[Any]:
+        return next(self._answers)
+
+
+def test_the_master_counts_with_its_part_of_the_timed_ops() -> None:
+    peers = [{"times_ns": [10, 20, 30], "wrong": 0, "cpu_ns": cpu_ns} for cpu_ns in (5, 6)]
+    asked = request(checks=1, warmup=2, iterations=3)
+    master = Answering([{"cpu_ns": 100}], [{"cpu_ns": 700}])
+    assert contest._ask(Answering(peers), asked, master=master) == Batch([10, 20, 30], 0, 11 + 300)
+    assert contest._ask(Answering(peers), asked) == Batch([10, 20, 30], 0, 11)
+
+
+# --- a batch of some seconds -------------------------------------------------------------------------------
+
+
+def rows_in_seconds(op_ns: Callable[[int], float], seconds: float) -> tuple[list[Row], list[Request]]:
+    """Rows of a contestant whose n-th op takes op_ns(n), and what it was asked for."""
+    requests: list[Request] = []
+    count = itertools.count()
+
+    def run(asked: Request) -> Batch:
+        requests.append(asked)
+        return Batch([op_ns(next(count)) for _ in range(asked.iterations)], 0 if asked.checks else None, 1)
+
+    one = plan(seconds=seconds, warmup=2, in_place=False)
+    rows = list(contest._Contest(one, {"pccl": run}, Progress(io.StringIO())).rows())
+    return rows, requests
+
+
+def test_a_batch_takes_its_seconds() -> None:
+    ((row,), requests) = rows_in_seconds(lambda _: 1e6, 0.1)
+    assert sum(asked.iterations for asked in requests) == 100
+    assert (row.out_of_place["pccl"].time_us, row.out_of_place["pccl"].wrong) == (1000, 0)
+    assert row.in_place == {}
+    # Warm-up and checks come once, before all.
+    assert [(asked.warmup, asked.checks) for asked in requests[:2]] == [(2, 1), (0, 0)]
+
+
+def test_ops_that_become_slow_do_not_take_for_ever() -> None:
+    _, requests = rows_in_seconds(lambda n: 1e3 if n < 50 else 1e8, 1)
+    assert max(asked.iterations for asked in requests) <= contest._MOST_ITERATIONS
+    assert len(requests) < 20
+
+
+def test_one_slow_op_is_enough() -> None:
+    _, requests = rows_in_seconds(lambda _: 1e9, 0.5)
+    assert [asked.iterations for asked in requests] == [contest._FIRST_ITERATIONS]
 
 
 # --- processes ---------------------------------------------------------------------------------------------
@@ -405,6 +483,7 @@ def test_json_has_its_schema() -> None:
         assert system["system"] == "pccl"
         for mode in (system["out_of_place"], system["in_place"]):
             assert set(mode) == SUMMARY_KEYS
+            assert mode["cpu_s_per_gb"] > 0
             assert mode["wrong"] == 0
             assert 0 < mode["p50_us"] <= mode["p99_us"]
 
@@ -432,14 +511,6 @@ def test_the_table_goes_to_stdout_and_logs_do_not() -> None:
     assert "# Out of bounds values : 0 OK" in done.stdout
 
 
-def has_no(rival: str) -> bool:
-    return {
-        "gloo": importlib.util.find_spec("torch") is None,
-        "mpi": shutil.which("mpirun") is None or shutil.which("mpicc") is None,
-        "raw": False,
-    }[rival]
-
-
 @pytest.mark.parametrize("rival", ["raw", "gloo", "mpi"])
 def test_a_rival_takes_turns_and_is_compared(rival) -> None:
     if has_no(rival):
@@ -455,6 +526,7 @@ def test_a_rival_takes_turns_and_is_compared(rival) -> None:
         assert 0 < mode["lowest"] <= mode["median"] <= mode["highest"]
     checked = row["systems"][1]["in_place"]["wrong"]
     assert checked == (0 if rival == "gloo" else None)
+    assert all(system["in_place"]["cpu_s_per_gb"] > 0 for system in row["systems"])
 
 
 def test_ops_at_once_are_compared_with_one_op_of_their_size() -> None:
@@ -476,20 +548,11 @@ def test_ops_at_once_are_compared_with_one_op_of_their_size() -> None:
 
 def test_peers_join_a_run_and_rank_0_prints(master) -> None:
     command = [sys.executable, "-m", "pccl", "bench", "allreduce", *TINY, "--json"]
-    peers = [
-        subprocess.Popen([*command, "--master", master.address], stdout=subprocess.PIPE) for _ in range(2)
-    ]
-    try:
-        printed = [peer.communicate(timeout=120)[0] for peer in peers]
-    finally:
-        for peer in peers:
-            peer.kill()
-            peer.wait()
-    assert [peer.returncode for peer in peers] == [0, 0]
-    (document,) = [json.loads(text) for text in printed if text]
+    (document,) = printed_by_two([*command, "--master", master.address])
     assert document["peers"] == 2
     assert document["wrong"] == 0
     assert len(document["rows"]) == 2
+    assert all(row["systems"][0]["in_place"]["cpu_s_per_gb"] > 0 for row in document["rows"])
 
 
 def test_a_master_that_is_not_there_ends_with_1() -> None:

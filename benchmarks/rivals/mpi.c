@@ -1,7 +1,7 @@
 /* One rank of the Open MPI rival. Usage: mpi CONTROL_SOCKET
  *
  * Reads requests "count datatype redop in_place warmup iterations" from the Unix socket, one line each, and
- * answers {"times_ns": [...], "wrong": null}. Every rank has its own connection, because a rank that waited
+ * answers {"times_ns": [...], "wrong": null, "cpu_ns": ...}. Every rank has its own connection, because a rank that waited
  * in MPI for the next request would spin and take the processor from those that are measured meanwhile. */
 
 #define _POSIX_C_SOURCE 200809L
@@ -26,9 +26,9 @@ typedef struct {
     int iterations;
 } request_t;
 
-static int64_t now_ns(void) {
+static int64_t now_ns(clockid_t clock) {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
@@ -87,8 +87,8 @@ static bool request_parse(const char *line, request_t *request) {
            redop_parse(redop, &request->redop);
 }
 
-/* The caller frees the times. */
-static int64_t *measure(const request_t *request) {
+/* The caller frees the times. *cpu_ns is what the process has used while the timed ops ran. */
+static int64_t *measure(const request_t *request, int64_t *cpu_ns) {
     int size_bytes;
     MPI_Type_size(request->datatype, &size_bytes);
     const size_t bytes = (size_t)request->count * (size_t)size_bytes;
@@ -100,11 +100,14 @@ static int64_t *measure(const request_t *request) {
         memset(recv, 0, bytes);
         const void *source = request->in_place ? MPI_IN_PLACE : send;
         for (int i = -request->warmup; i < request->iterations; i++) {
-            const int64_t begin_ns = now_ns();
+            if (i == 0)
+                *cpu_ns = -now_ns(CLOCK_PROCESS_CPUTIME_ID);
+            const int64_t begin_ns = now_ns(CLOCK_MONOTONIC);
             MPI_Allreduce(source, recv, request->count, request->datatype, request->redop, MPI_COMM_WORLD);
             if (i >= 0)
-                times_ns[i] = now_ns() - begin_ns;
+                times_ns[i] = now_ns(CLOCK_MONOTONIC) - begin_ns;
         }
+        *cpu_ns += now_ns(CLOCK_PROCESS_CPUTIME_ID);
     } else {
         free(times_ns);
         times_ns = NULL;
@@ -117,7 +120,8 @@ static int64_t *measure(const request_t *request) {
 
 static void answer(FILE *control, const char *line) {
     request_t request;
-    int64_t *times_ns = request_parse(line, &request) ? measure(&request) : NULL;
+    int64_t cpu_ns = 0;
+    int64_t *times_ns = request_parse(line, &request) ? measure(&request, &cpu_ns) : NULL;
     if (!times_ns) {
         fprintf(control, "{\"error\": \"a request that cannot be understood, or no memory for it\"}\n");
     } else {
@@ -125,7 +129,7 @@ static void answer(FILE *control, const char *line) {
         for (int i = 0; i < request.iterations; i++) {
             fprintf(control, "%s%lld", i ? ", " : "", (long long)times_ns[i]);
         }
-        fprintf(control, "], \"wrong\": null}\n");
+        fprintf(control, "], \"wrong\": null, \"cpu_ns\": %lld}\n", (long long)cpu_ns);
     }
     fflush(control);
     free(times_ns);

@@ -13,7 +13,7 @@ from typing import Any
 from ..control import serve
 from ..elements import numpy_dtype
 from ..launch import Team, python_command
-from ..measure import Reply, Request, measure_times
+from ..measure import Reply, Request, measure_ops
 
 __all__ = ["connect", "encode", "missing", "spawn"]
 
@@ -110,9 +110,7 @@ def _measure(sock: socket.socket, request: Request) -> Reply:
     size_bytes = request.count * numpy_dtype(request.datatype).itemsize
     send, recv = memoryview(bytearray(size_bytes)), memoryview(bytearray(size_bytes))
     if size_bytes < _TWO_THREADS_BYTES:
-        return Reply(
-            measure_times(lambda: _exchange(sock, send, recv), request.warmup, request.iterations), None
-        )
+        return measure_ops(lambda: _exchange(sock, send, recv), request)
     sender = _Sender(sock, send)
 
     def run() -> None:
@@ -120,9 +118,9 @@ def _measure(sock: socket.socket, request: Request) -> Reply:
         _receive(sock, recv)
         sender.wait()
 
-    times_ns = measure_times(run, request.warmup, request.iterations)
+    reply = measure_ops(run, request)
     sender.close()
-    return Reply(times_ns, None)
+    return reply
 
 
 class _Worker:

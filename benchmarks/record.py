@@ -1,0 +1,134 @@
+"""`make bench-table`: measures a fixed small set, and writes the table into a text between two markers.
+
+python -m pccl.benchmarks.record README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from . import rivals
+from .command import exit_status
+from .contest import run_contest
+from .elements import size_bytes
+from .launch import BenchmarkError
+from .machine import machine
+from .plan import Plan, Row
+from .progress import Progress
+from .summary import Ratio
+from .teams import OURSELVES
+
+__all__ = ["main", "replace"]
+
+BEGIN, END = "<!-- bench-table: begin -->", "<!-- bench-table: end -->"
+
+COMMAND = "make bench-table"
+_WORLD_SIZES = (2, 4)
+_SIZES = ("4K", "64K", "1M", "16M", "128M")
+_ROUNDS = 5
+# Of a batch; the largest buffers take one op at least, and one more for warm-up.
+_SECONDS = 0.25
+_TIMEOUT_S = 300
+_RIVAL_NAMES = {"gloo": "Gloo", "mpi": "Open MPI", "raw": "raw TCP"}
+
+
+def _plan(world_size: int, sizes: Sequence[str], rounds: int, seconds: float) -> Plan:
+    there = [name for name in _RIVAL_NAMES if rivals.load(name).missing(world_size, "float", "sum") is None]
+    if there == [] or there[0] != "gloo":
+        raise BenchmarkError(rivals.load("gloo").missing(world_size, "float", "sum"))
+    return Plan(
+        world_size=world_size,
+        streams=0,
+        sizes_bytes=[size_bytes(size) for size in sizes],
+        datatypes=["float"],
+        redops=["sum"],
+        iterations=0,
+        warmup=1,
+        checks=0,
+        rounds=rounds,
+        rivals=there,
+        seconds=seconds,
+    )
+
+
+def _size_text(size: int) -> str:
+    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
+
+
+def _cells(found: Mapping[str, Ratio], name: str) -> str:
+    return str(found[name]) if name in found else ""
+
+
+def table(measured: Sequence[tuple[Plan, Sequence[Row]]]) -> list[str]:
+    """In Markdown: for each world size and size two lines, out of place and in place."""
+    names = [name for name in _RIVAL_NAMES if any(name in plan.rivals for plan, _ in measured)]
+    titles = ["peers", "size", "", "time", "algbw", *(f"beside {_RIVAL_NAMES[name]}" for name in names)]
+    lines = [_markdown(titles), _markdown(["---"] * len(titles))]
+    for plan, rows in measured:
+        for row in rows:
+            for mode, summaries, ratios in (
+                ("out of place", row.out_of_place, row.out_of_place_ratios),
+                ("in place", row.in_place, row.in_place_ratios),
+            ):
+                ours = summaries[OURSELVES]
+                numbers = [f"{ours.p50_us:.0f} µs", f"{row.case.size_bytes / ours.p50_us / 1e3:.2f} GB/s"]
+                head = [str(plan.world_size), _size_text(row.case.size_bytes), mode]
+                lines.append(_markdown([*head, *numbers, *(_cells(ratios, name) for name in names)]))
+    return lines
+
+
+def _markdown(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _origin(load: float, date: str) -> str:
+    here = machine()
+    return (
+        f"`{COMMAND}`, {date}: {here['model']}, {here['cores']} cores, {here['system']}; "
+        f"load average at the start {load:.2f}."
+    )
+
+
+def replace(text: str, lines: Sequence[str]) -> str:
+    """`text` with `lines` between the markers. BenchmarkError unless each is there once, in order."""
+    found = re.findall(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", text, re.DOTALL)
+    if len(found) != 1 or text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise BenchmarkError(f"there must be one line {BEGIN}, and one line {END} below it")
+    return text.replace(found[0], "\n".join([BEGIN, *lines, END]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="record", description=__doc__)
+    parser.add_argument("path", type=Path, help="of the text")
+    parser.add_argument("--tiny", action="store_true", help="one small size: to try it")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; the exit status. The text is written last: a run that fails leaves it as it was."""
+    options = _parser().parse_args(arguments)
+    return exit_status(lambda: _record(options.path, tiny=options.tiny))
+
+
+def _record(path: Path, *, tiny: bool) -> int:
+    load, date = os.getloadavg()[0], time.strftime("%Y-%m-%d")
+    replace(path.read_text(encoding="utf-8"), [])  # before anything is measured
+    measured = []
+    progress = Progress()
+    for world_size in _WORLD_SIZES:
+        plan = _plan(world_size, _SIZES[:1] if tiny else _SIZES, 1 if tiny else _ROUNDS, _SECONDS)
+        measured.append((plan, list(run_contest(plan, _TIMEOUT_S, progress))))
+    progress.clear()
+    lines = [*table(measured), "", _origin(load, date)]
+    path.write_text(replace(path.read_text(encoding="utf-8"), lines), encoding="utf-8")
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
