@@ -14,7 +14,7 @@ C_OURS = $(shell find csrc tests -name '*.[ch]' -o -name '*.cpp')
 
 SHELL := /bin/bash
 
-.PHONY: help setup build test demo bench tidy format asan tsan sim sim-mutations fuzz stress wheel clean
+.PHONY: help setup build test demo bench bench-table tidy format asan tsan sim sim-mutations fuzz stress wheel clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ demo: build
 ## make bench    all-reduce on this machine
 bench: build
 	.venv/bin/pccl bench allreduce $(ARGS)
+
+## make bench-table  measure the table of README.md, and write it there: some minutes, on a quiet machine
+bench-table: build
+	.venv/bin/python -m pccl.benchmarks.record $(ARGS) README.md
 
 ## make tidy     format, lint, types, and the C core with warnings as errors
 tidy: setup
