@@ -11,7 +11,7 @@ import pccl
 from . import plot, table
 from .command import exit_status, new_parser, whole_number
 from .contest import expect_rivals, join_contest, run_contest
-from .elements import datatypes, numpy_dtype, redops, size_bytes, sizes
+from .elements import ALGORITHMS, datatypes, numpy_dtype, redops, size_bytes, sizes
 from .plan import Plan, Row
 from .progress import Progress
 from .rivals import RIVALS
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-o", "--op", type=redops, default="sum", metavar="OP", help="sum prod max min avg, or all")
     add("--peers", type=number(2), default=2, metavar="N", help="world size (default 2)")
     add("--streams", type=number(0, 64), default=0, metavar="N", help="TCP streams per link (0: default)")
+    add("--algorithm", choices=ALGORITHMS, default="auto", help="of pccl (default auto: by size)")
     add("--master", metavar="HOST:PORT", help="join the run of this master instead of starting one")
     add("--versus", type=_rivals, default=[], metavar="RIVALS", help=f"such as {','.join(RIVALS)}")
     add(
@@ -99,6 +100,7 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Plan:
         rounds=options.rounds or (_ROUNDS_AGAINST_RIVALS if compares else 1),
         rivals=options.versus,
         concurrent=options.concurrent,
+        algorithm=options.algorithm,
     )
     if all(plan.sizes_bytes[-1] < numpy_dtype(datatype).itemsize for datatype in plan.datatypes):
         parser.error(f"-e {options.maxbytes} is less than one element")

@@ -87,7 +87,7 @@ def join_contest(plan: Plan, master: str, progress: Progress) -> Iterator[Row]:
 
         def measure_together(request: Request) -> Batch:
             return _combine(
-                communicator, measure(make_op_of(communicator), request, rank, plan.world_size), plan
+                communicator, measure(make_op_of(communicator, request), request, rank, plan.world_size), plan
             )
 
         for row in _Contest(plan, {OURSELVES: measure_together}, progress).rows():

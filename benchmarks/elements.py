@@ -1,4 +1,4 @@
-"""Element types and reductions by their names in nccl-tests, and sizes such as 64M."""
+"""Element types and reductions by their names in nccl-tests, algorithms, and sizes such as 64M."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from typing import Any, cast
 
 import numpy
 
-__all__ = ["ALL_DATATYPES", "ALL_REDOPS", "datatypes", "numpy_dtype", "redops", "size_bytes", "sizes"]
+__all__ = [
+    "ALGORITHMS",
+    "ALL_DATATYPES",
+    "ALL_REDOPS",
+    "datatypes",
+    "numpy_dtype",
+    "redops",
+    "size_bytes",
+    "sizes",
+]
 
 _DTYPE_NAMES = {
     "int8": "int8",
@@ -27,6 +36,7 @@ _DTYPE_NAMES = {
 _ALIASES = {"float16": "half", "float32": "float", "float64": "double"}
 
 ALL_DATATYPES = tuple(_DTYPE_NAMES)
+ALGORITHMS = ("auto", "ring", "tree")
 ALL_REDOPS = ("sum", "prod", "max", "min", "avg")
 
 _SIZE = re.compile(r"(\d+)([KMG]?)(?:i?B)?", re.IGNORECASE)

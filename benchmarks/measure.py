@@ -21,7 +21,8 @@ MakeOp = Callable[[Any, Any, str], Callable[[], object]]
 @dataclass(frozen=True)
 class Request:
     """One batch: `warmup` untimed and `iterations` timed ops, after `checks` ops that are checked. With
-    `concurrent` above 1 each of these is so many ops at once, of `count` elements together."""
+    `concurrent` above 1 each of these is so many ops at once, of `count` elements together. `algorithm` is
+    pccl's; rivals have their own."""
 
     count: int
     datatype: str
@@ -32,6 +33,7 @@ class Request:
     checks: int
     seed: int
     concurrent: int = 1
+    algorithm: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -33,19 +33,20 @@ def join(master: str, world_size: int, streams: int, name: str) -> pccl.Communic
     return communicator
 
 
-def make_op_of(communicator: pccl.Communicator, concurrent: int = 1) -> MakeOp:
-    """How this peer runs one all-reduce, or `concurrent` of them at once, over as many equal parts."""
+def make_op_of(communicator: pccl.Communicator, request: Request) -> MakeOp:
+    """How this peer runs one all-reduce, or as many at once as `request` says, over equal parts."""
+    concurrent, algorithm = request.concurrent, request.algorithm
 
     def make_op(send: Any, recv: Any, redop: str) -> Callable[[], object]:
         target = None if recv is send else recv
         if concurrent == 1:
-            return lambda: communicator.all_reduce(send, target, op=redop)
+            return lambda: communicator.all_reduce(send, target, op=redop, algorithm=algorithm)
         sends = numpy.split(send, concurrent)
         targets = [None] * concurrent if target is None else numpy.split(target, concurrent)
 
         def run() -> None:
             handles = [
-                communicator.all_reduce_async(source, result, op=redop, tag=tag)
+                communicator.all_reduce_async(source, result, op=redop, tag=tag, algorithm=algorithm)
                 for tag, (source, result) in enumerate(zip(sends, targets, strict=True))
             ]
             for handle in handles:
@@ -108,7 +109,7 @@ def _serve_peer(path: str, rank: int, world_size: int, master: str, streams: int
             if "outlive_bytes" in request:
                 return _outlive(communicator, world_size, request["outlive_bytes"])
             batch = Request(**request)
-            reply = measure(make_op_of(communicator, batch.concurrent), batch, rank, world_size)
+            reply = measure(make_op_of(communicator, batch), batch, rank, world_size)
             return dataclasses.asdict(reply)
 
         return answer

@@ -37,6 +37,7 @@ class Plan:
     rounds: int
     rivals: Sequence[str]
     concurrent: int = 1  # ops of each size at once, beside one op of their size together
+    algorithm: str = "auto"  # of pccl
     in_place: bool = True  # also in place
     seconds: float = 0  # that a batch takes about, instead of `iterations`; 0: as many as these
 
@@ -67,6 +68,7 @@ class Plan:
             self.checks,
             seed,
             concurrent,
+            self.algorithm,
         )
 
 

@@ -30,8 +30,9 @@ def header(plan: Plan) -> list[str]:
     modes = f"{'out-of-place':^{_MODE_WIDTH}}  {'in-place':^{_MODE_WIDTH}}"
     n = plan.concurrent
     at_once = [f"# pccl: {n} ops of each size at once; one-op: one of {n} times the size"] if n > 1 else []
+    iterations = f"{plan.rounds} x {plan.iterations} iterations, {plan.warmup} for warm-up"
     return [
-        f"# {plan.world_size} peers; {plan.rounds} x {plan.iterations} iterations, {plan.warmup} for warm-up",
+        f"# {plan.world_size} peers; {iterations}; algorithm: {plan.algorithm}",
         *at_once,
         "# GB/s = 1e9 bytes/s; busbw = algbw * 2(n-1)/n; cpu: of all processes, for each GB to be sent",
         f"# {' ' * (len(left) - 2)}{modes}".rstrip(),
@@ -92,6 +93,7 @@ def as_json(plan: Plan, rows: Sequence[Row], version: str) -> dict[str, Any]:
         "rounds": plan.rounds,
         "rivals": list(plan.rivals),
         "concurrent": plan.concurrent,
+        "algorithm": plan.algorithm,
         "rows": [_json_row(row) for row in rows],
         "average_busbw_gb_s": _average_busbw(rows),
         "wrong": sum(row.wrong for row in rows),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy
 import pytest
 from benching import SUMMARY_KEYS, bench, has_no, plan, printed_by_two
+from in_process import in_threads
 from pccl.benchmarks import (
     allreduce,
     contest,
@@ -177,15 +178,16 @@ def test_concurrent_ops_are_all_started_before_the_first_is_awaited(in_place) ->
             events.append("await")
 
     class Peers:
-        def all_reduce_async(self, send, recv, *, op, tag) -> Handle:
-            assert send.size == 750
+        def all_reduce_async(self, send, recv, *, op, tag, algorithm) -> Handle:
+            assert (send.size, algorithm) == (750, "ring")
             (send if recv is None else recv)[:] = send
             events.append(f"start {tag}")
             return Handle()
 
+    asked = request(in_place=in_place, concurrent=4, checks=1, warmup=0, iterations=1, algorithm="ring")
     reply = measure(
-        make_op_of(Peers(), 4),
-        request(in_place=in_place, concurrent=4, checks=1, warmup=0, iterations=1),
+        make_op_of(Peers(), asked),
+        asked,
         0,
         1,
     )
@@ -281,6 +283,7 @@ def test_columns_stand_below_their_names() -> None:
         ["--peers", "1"],
         ["--streams", "65"],
         ["--versus", "nobody"],
+        ["--algorithm", "magic"],
         ["--versus", "raw,raw"],
         ["--master", "127.0.0.1:1", "--versus", "raw"],
         ["--concurrent", "0"],
@@ -544,6 +547,30 @@ def test_ops_at_once_are_compared_with_one_op_of_their_size() -> None:
     for system in row["systems"]:
         mode = system["in_place"]
         assert mode["algbw_gb_s"] == pytest.approx((8 * 256 << 10) / (mode["time_us"] * 1e3))
+
+
+def test_the_algorithm_is_that_which_is_asked_for() -> None:
+    asked = ["-b", "4K", "-e", "4K", "-n", "2", "--peers", "3", "--json"]
+    printed = [bench("allreduce", *asked, "--algorithm", name).stdout for name in ("ring", "tree")]
+    documents = list(map(json.loads, printed))
+    assert [document["algorithm"] for document in documents] == ["ring", "tree"]
+    assert [document["wrong"] for document in documents] == [0, 0]
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "tree"])
+def test_each_op_takes_the_algorithm(algorithm, pair) -> None:
+    asked = request(count=1000, algorithm=algorithm)
+    taken: list[str] = []
+
+    def run(rank: int) -> Any:
+        send = numpy.ones(asked.count, dtype=numpy.float32)
+        info = make_op_of(pair[rank], asked)(send, send, "sum")()
+        taken.append(info.algorithm)
+        return send
+
+    for result in in_threads(*(functools.partial(run, rank) for rank in range(2))):
+        assert (result == 2).all()
+    assert taken == [algorithm] * 2
 
 
 def test_peers_join_a_run_and_rank_0_prints(master) -> None:

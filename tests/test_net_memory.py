@@ -69,7 +69,7 @@ def test_around_a_ring_no_more_bytes_travel_than_an_all_reduce_needs(cluster, si
 @pytest.mark.parametrize("world_size", [2, 3, 4, 5])
 @pytest.mark.parametrize("size", [64, 100_000])
 def test_a_tree_moves_the_buffer_once_for_each_dimension(cluster, size, world_size):
-    """The corners of a cube exchange it along each; who has no corner gives it to one, and gets the result."""
+    """Corners of a cube exchange it along each; who has none gives it to a corner, and gets the result."""
     answers = reduce(cluster, cluster.form(world_size), size, in_place=False, algorithm="tree")
     dimensions = world_size.bit_length() - 1
     transfers = dimensions * 2**dimensions + 2 * (world_size - 2**dimensions)
