@@ -10,7 +10,7 @@ import pccl
 
 from . import plot, table
 from .command import exit_status, new_parser, whole_number
-from .contest import expect_rivals, join_contest, run_contest
+from .contest import contest_rows
 from .elements import ALGORITHMS, datatypes, numpy_dtype, redops, size_bytes, sizes
 from .plan import Plan, Row
 from .progress import Progress
@@ -133,13 +133,9 @@ def _measure_and_print(options: argparse.Namespace, parser: argparse.ArgumentPar
     plan = _plan(options, parser)
     if options.plot is not None:
         plot.expect(options.plot)
-    progress = Progress()
-    if options.master is None:
-        expect_rivals(plan)
-        rows = run_contest(plan, options.timeout, progress)
-    else:
-        rows = join_contest(plan, options.master, progress)
-    done = _print_rows(rows, plan, progress, as_json=options.json)
+    with Progress() as progress:
+        rows = contest_rows(plan, options.master, options.timeout, progress)
+        done = _print_rows(rows, plan, progress, as_json=options.json)
     if done and options.plot is not None:
         plot.write(options.plot, plan, done)
     return 1 if any(row.wrong for row in done) else 0

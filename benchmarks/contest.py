@@ -25,7 +25,7 @@ from .progress import Progress
 from .summary import Batch, Ratio, Summary, joined, ratio, summarize
 from .teams import ONE_OP, OURSELVES, start_ourselves, start_rival
 
-__all__ = ["expect_rivals", "join_contest", "run_contest"]
+__all__ = ["contest_rows", "expect_rivals", "join_contest", "run_contest"]
 
 # How one contestant runs a batch.
 Measure = Callable[[Request], Batch]
@@ -33,6 +33,15 @@ Measure = Callable[[Request], Batch]
 # A batch that is to take some time is put together of parts, of so many ops at first and at last: what an
 # op takes can change by orders of magnitude when the machine has something else to do.
 _FIRST_ITERATIONS, _MOST_ITERATIONS = 3, 1000
+
+
+def contest_rows(plan: Plan, master: str | None, timeout_s: float, progress: Progress) -> Iterator[Row]:
+    """A row per case: of processes that are started here, or as one peer of the run of `master`, of which
+    only that of rank 0 gets them."""
+    if master is not None:
+        return join_contest(plan, master, progress)
+    expect_rivals(plan)
+    return run_contest(plan, timeout_s, progress)
 
 
 def expect_rivals(plan: Plan) -> None:

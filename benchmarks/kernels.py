@@ -270,14 +270,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _measure_and_print(options: argparse.Namespace) -> int:
-    progress = Progress()
     rows: list[Row] = []
-    for row in _run(options, progress):
-        if not options.json:
-            progress.clear()
-            print("\n".join([*([] if rows else _header(options)), _line(row)]), flush=True)
-        rows.append(row)
-    progress.clear()
+    with Progress() as progress:
+        for row in _run(options, progress):
+            if not options.json:
+                progress.clear()
+                print("\n".join([*([] if rows else _header(options)), _line(row)]), flush=True)
+            rows.append(row)
     if options.json:
         print(json.dumps(_as_json(rows, options), indent=1))
     return 0

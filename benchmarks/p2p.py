@@ -11,7 +11,7 @@ from typing import Any
 import pccl
 
 from .command import exit_status, new_parser, whole_number
-from .contest import expect_rivals, join_contest, run_contest
+from .contest import contest_rows
 from .elements import size_bytes
 from .machine import machine
 from .plan import Plan, Row
@@ -172,10 +172,6 @@ def main(arguments: list[str]) -> int:
 
 
 def _measure_and_print(options: argparse.Namespace) -> int:
-    plan, progress = _plan(options), Progress()
-    if options.master is None:
-        expect_rivals(plan)
-        rows = run_contest(plan, options.timeout, progress)
-    else:
-        rows = join_contest(plan, options.master, progress)
-    return _print_rows(rows, options, progress)
+    with Progress() as progress:
+        rows = contest_rows(_plan(options), options.master, options.timeout, progress)
+        return _print_rows(rows, options, progress)

@@ -119,11 +119,10 @@ def _record(path: Path, *, tiny: bool) -> int:
     load, date = os.getloadavg()[0], time.strftime("%Y-%m-%d")
     replace(path.read_text(encoding="utf-8"), [])  # before anything is measured
     measured = []
-    progress = Progress()
-    for world_size in _WORLD_SIZES:
-        plan = _plan(world_size, _SIZES[:1] if tiny else _SIZES, 1 if tiny else _ROUNDS, _SECONDS)
-        measured.append((plan, list(run_contest(plan, _TIMEOUT_S, progress))))
-    progress.clear()
+    with Progress() as progress:
+        for world_size in _WORLD_SIZES:
+            plan = _plan(world_size, _SIZES[:1] if tiny else _SIZES, 1 if tiny else _ROUNDS, _SECONDS)
+            measured.append((plan, list(run_contest(plan, _TIMEOUT_S, progress))))
     lines = [*table(measured), "", _origin(load, date)]
     path.write_text(replace(path.read_text(encoding="utf-8"), lines), encoding="utf-8")
     print("\n".join(lines))

@@ -302,7 +302,7 @@ def test_wrong_usage_ends_with_2(arguments, capsys) -> None:
 def test_wrong_results_end_with_1(monkeypatch, capsys) -> None:
     right, wrong = (summary.summarize([Batch([1000], count, 0)], 1024, 2) for count in (0, 3))
     rows = [Row(Case(1024, 256, "float", "sum"), {"pccl": right}, {"pccl": wrong})]
-    monkeypatch.setattr(allreduce, "run_contest", lambda *_: iter(rows))
+    monkeypatch.setattr(contest, "run_contest", lambda *_: iter(rows))
     assert allreduce.main(["--json"]) == 1
     assert json.loads(capsys.readouterr().out)["wrong"] == 3
     assert allreduce.main([]) == 1

@@ -1,5 +1,6 @@
 """Where results go besides the tables: progress, pictures, the README."""
 
+import contextlib
 import io
 import itertools
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from benching import has_no, plan, rows_of
-from pccl.benchmarks import allreduce, plot, record
+from pccl.benchmarks import allreduce, contest, plot, record
 from pccl.benchmarks.progress import Progress
 
 # --- progress ----------------------------------------------------------------------------------------------
@@ -47,12 +48,22 @@ def test_short_runs_and_files_show_no_progress(monkeypatch) -> None:
     assert (terminal.getvalue(), file.getvalue()) == ("", "")
 
 
+def test_an_error_stands_on_a_line_of_its_own(monkeypatch) -> None:
+    now = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+    terminal = Terminal()
+    with contextlib.suppress(ZeroDivisionError), Progress(terminal) as progress:
+        progress("one")
+        raise ZeroDivisionError
+    assert terminal.getvalue().endswith(f"\r{' ' * 78}\r")
+
+
 # --- pictures ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["picture.png", "picture.svg"])
 def test_a_picture_is_drawn(name, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(allreduce, "run_contest", lambda *_: iter(rows_of(4096, 1 << 20)))
+    monkeypatch.setattr(contest, "run_contest", lambda *_: iter(rows_of(4096, 1 << 20)))
     assert allreduce.main(["--plot", str(tmp_path / name)]) == 0
     assert (tmp_path / name).stat().st_size > 10_000
 
@@ -72,7 +83,7 @@ def test_a_picture_has_a_line_for_each_system(tmp_path) -> None:
 @pytest.mark.parametrize(("path", "says"), [("x.nothing", "must end in one of"), ("no/where.png", "folder")])
 def test_where_no_picture_can_be_is_told_at_once(path, says, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(allreduce, "run_contest", lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr(contest, "run_contest", lambda *_: pytest.fail("it has begun"))
     assert allreduce.main(["--plot", path]) == 1
     assert says in capsys.readouterr().err
 
@@ -80,7 +91,7 @@ def test_where_no_picture_can_be_is_told_at_once(path, says, tmp_path, monkeypat
 def test_a_picture_without_matplotlib_is_an_error_that_says_what_to_install(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(allreduce, "run_contest", lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr(contest, "run_contest", lambda *_: pytest.fail("it has begun"))
     assert allreduce.main(["--plot", "picture.png"]) == 1
     assert "pip install 'pccl[plot]'" in capsys.readouterr().err
 
