@@ -123,7 +123,7 @@ class DataType(Enum):
     @classmethod
     def from_numpy_dtype(cls, dtype: Any) -> DataType:
         """From a numpy.dtype, or what numpy.dtype() takes; ml_dtypes.bfloat16 too."""
-        # A dtype puts its name together anew whenever it is asked, which takes longer than the rest of a call.
+        # A dtype puts its name together anew whenever asked, which takes longer than the rest of a call.
         try:
             return _BY_NUMPY_DTYPE[dtype]
         except (KeyError, TypeError):
