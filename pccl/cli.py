@@ -34,7 +34,9 @@ def _parser() -> argparse.ArgumentParser:
             "master", help="run a master", description="Run a master until SIGINT or SIGTERM."
         )
     )
-    commands.add_parser("bench", help="measure this machine or network")  # for the help; see main()
+    # For the help; see main().
+    commands.add_parser("bench", help="measure this machine or network")
+    commands.add_parser("stress", help="churn on this machine, with every number checked")
     return parser
 
 
@@ -47,14 +49,19 @@ def _bench(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in BENCHMARKS:
         print(usage, file=sys.stderr)
         return 2
+    return _optional(f"pccl.benchmarks.{arguments[0]}", "bench", arguments[1:])
+
+
+def _optional(name: str, extra: str, arguments: list[str]) -> int:
+    """The main() of a module that wants what pccl[extra] installs."""
     try:
-        module = importlib.import_module(f"pccl.benchmarks.{arguments[0]}")
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("pccl"):
             raise
-        print(f"pccl bench: {error.name} is missing: pip install 'pccl[bench]'", file=sys.stderr)
+        print(f"pccl {extra}: {error.name} is missing: pip install 'pccl[{extra}]'", file=sys.stderr)
         return 1
-    return int(module.main(arguments[1:]) or 0)
+    return int(module.main(arguments) or 0)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == ["bench"]:  # each benchmark reads its own options, --help among them
         return _bench(words[1:])
+    if words[:1] == ["stress"]:
+        return _optional("pccl.stress.run", "stress", words[1:])
     options = _parser().parse_args(words)
     from .master import serve
 

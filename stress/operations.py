@@ -1,0 +1,148 @@
+"""The ops of a step: which there are, and how one peer makes them and checks what came out.
+
+What is done is a function of (seed, group, revision), so that all peers of a group make the same ops. How to add a kind of
+op: a class like AllReduce, and its line in COLLECTIVES; a way to carry several out: a style, in steps.py.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+import pccl
+
+from .arithmetic import Array, Shape, contribution, draw_shape, members_of, reduction
+
+__all__ = ["COLLECTIVES", "STYLES", "AllReduce", "Batch", "Violation", "draw_step"]
+
+# How the ops of a batch are made: one after the other; at once, in an order that every peer chooses for itself;
+# or as a list with retries.
+STYLES = ("sync", "async", "multiple")
+
+
+class Violation(Exception):
+    """Something that must never happen did."""
+
+
+class AllReduce:
+    """One all-reduce of one peer, as often as it takes."""
+
+    options: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, shape: Shape, slot: int, in_place: bool) -> None:
+        self.shape, self.slot = shape, slot
+        self.before = contribution(shape, slot)
+        self.send = self.before.copy()
+        self.recv = None if in_place else np.full_like(self.send, 77)
+
+    @property
+    def name(self) -> str:
+        shape = self.shape
+        place = "in place" if self.recv is None else "out of place"
+        return f"{shape.op} of {shape.count} {shape.dtype}, tag {shape.tag}, {place}"
+
+    def call(self, comm: pccl.Communicator, retry: bool) -> pccl.ReduceInfo:
+        return comm.all_reduce(
+            self.send, self.recv, op=self.shape.op, tag=self.shape.tag, retry=retry, **self.options
+        )
+
+    def start(self, comm: pccl.Communicator, retry: bool) -> pccl.AsyncReduceHandle:
+        return comm.all_reduce_async(
+            self.send, self.recv, op=self.shape.op, tag=self.shape.tag, retry=retry, **self.options
+        )
+
+    def descriptor(self) -> pccl.ReduceOpDescriptor:
+        """For all_reduce_multiple_with_retry()."""
+        descriptor = pccl.ReduceDescriptor(
+            count=self.shape.count,
+            op=pccl.ReduceOp.of(self.shape.op),
+            tag=self.shape.tag,
+            operand_descriptor=pccl.ReduceOperandDescriptor(pccl.DataType[_DATATYPES[self.shape.dtype]]),
+            quantization_options=pccl.QuantizationOptions(algorithm=pccl.QuantizationAlgorithm.NONE),
+        )
+        return pccl.ReduceOpDescriptor.from_numpy(
+            self.send, self.send if self.recv is None else self.recv, descriptor
+        )
+
+    def require_intact(self) -> None:
+        """After a failure: the input must be as it was."""
+        wrong = _difference(self.send, self.before)
+        if wrong is not None:
+            raise Violation(f"{self.name}: failed, and its input was changed: {wrong}")
+
+    def check(self, world: int) -> list[int]:
+        """After a success: the result must be that of `world` peers (0: unknown), this one among them; who?"""
+        result = self.send if self.recv is None else self.recv
+        members = members_of(self.shape, result)
+        if self.slot not in members or world not in (0, len(members)):
+            raise Violation(
+                f"{self.name}: the result is of the peers {members}; this is {self.slot}, in a world of {world}"
+            )
+        wrong = _difference(result, reduction(self.shape, members))
+        if wrong is not None:
+            raise Violation(f"{self.name}: a wrong result over {members}: {wrong}")
+        if self.recv is not None:
+            self.require_intact()
+        return members
+
+
+_DATATYPES = {
+    **{f"{sign}int{bits}": f"{sign}int{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    "float16": "FLOAT16",
+    "float32": "FLOAT",
+    "float64": "DOUBLE",
+}
+
+
+def _difference(found: Array, expected: Array) -> str | None:
+    """Where two arrays of the same shape differ, to the bit; None if they do not."""
+    if found.tobytes() == expected.tobytes():
+        return None
+    places = np.flatnonzero(found != expected)
+    first = int(places[0]) if places.size else -1
+    return (
+        f"{places.size} of {found.size} elements, from {first} to {int(places[-1]) if places.size else -1}; "
+        f"the first is {found[first]} instead of {expected[first]}"
+    )
+
+
+COLLECTIVES: dict[str, Callable[[Shape, int, bool], AllReduce]] = {"reduce": AllReduce}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Ops that are made together, one way. `retry`: inside the library. `deferred`: only started now, and awaited
+    at the end of the step (async)."""
+
+    style: str
+    collective: str
+    shapes: tuple[Shape, ...]
+    in_place: tuple[bool, ...]
+    retry: bool
+    deferred: bool = False
+
+
+def draw_step(seed: int, group: int, revision: int, kinds: list[str], max_bytes: int) -> list[Batch]:
+    """The ops of one step: one to three batches."""
+    choice = random.Random(f"{seed} {group} {revision}")
+    styles = [style for style in STYLES if style in kinds]
+    collectives = [name for name in COLLECTIVES if name == "reduce" or name in kinds]
+    batches: list[Batch] = []
+    tag = 0 if choice.random() < 0.5 else revision << 8  # the same tags over and over, or always fresh ones
+    for _ in range(choice.randint(1, 3)):
+        style = choice.choice(styles)
+        collective = choice.choice(collectives) if style != "multiple" else "reduce"
+        count = 1 if style == "sync" else choice.randint(2, 5)
+        shapes = tuple(
+            draw_shape(choice, f"{seed} {group} {revision} {tag + i}", tag + i, max_bytes)
+            for i in range(count)
+        )
+        tag += count
+        in_place = tuple(choice.random() < 0.5 for _ in shapes)
+        deferred = style == "async" and choice.random() < 0.5
+        batches.append(Batch(style, collective, shapes, in_place, choice.random() < 0.5, deferred))
+    return batches

@@ -1,0 +1,322 @@
+"""The program of one peer: what a trainer does that wants to stay in, whatever happens, and checks everything.
+
+It tells the orchestrator what happens to it, one JSON object per line, and takes orders the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import pccl
+
+from .operations import Violation, draw_step
+from .schedule import WITNESSES
+from .steps import Alone, Mischief, Step
+
+__all__ = ["Config", "serve"]
+
+_SECONDS_BETWEEN_BEATS = 0.5
+_SECONDS_BETWEEN_LOOKS = 0.02  # for others, while there are none
+_VIOLATED = 3  # exit status
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a peer has to know. `bound_s`: of any one call. `life` counts the processes of the run."""
+
+    address: str
+    seed: int
+    slot: int
+    life: int
+    group: int
+    kinds: tuple[str, ...]
+    timeout_s: float
+    bound_s: float
+    step_s: float
+    max_bytes: int
+    state_bytes: int
+    log: str
+
+
+class _Told(Exception):
+    """The orchestrator wants it so: not an error."""
+
+
+class Peer:
+    def __init__(self, config: Config, orders: socket.socket) -> None:
+        self.config = config
+        self._choice = random.Random(f"{config.seed} {config.life}")
+        self._orders = orders
+        self._sending = threading.Lock()
+        self._call: tuple[str, float] | None = None
+        self._mischief = Mischief()
+        self._slow_s = 0.0
+        self._leaving = False  # after this step
+        self._closed_by_order = ""  # "leave" or "rejoin", from the middle of a call
+        self._group = self._wanted_group = config.group
+        self._in_step = False  # whether it holds what the group agreed upon, since it joined
+        self._hash = ""
+        words = max(config.state_bytes // 8, 64)
+        # A newcomer holds other bits than anybody else.
+        self._words = np.random.default_rng(config.life).integers(0, 2**63, words, np.uint64)
+        self._small = np.zeros(3, np.int64)
+        # Whoever is there from the start knows more than any newcomer.
+        revision = 1 if config.life < WITNESSES else 0
+        self._state = pccl.SharedState({"words": self._words, "small": self._small}, revision=revision)
+        self._comm = self._communicator()
+
+    def _communicator(self) -> pccl.Communicator:
+        return pccl.Communicator(
+            self.config.address,
+            self._group,
+            timeout=self.config.timeout_s,
+            name=f"s{self.config.slot}-{self.config.life}",
+        )
+
+    # --- talking to the orchestrator ---------------------------------------------------------------------
+
+    def _tell(self, kind: str, **more: Any) -> None:
+        line = json.dumps({"kind": kind, "at": time.monotonic(), **more}).encode() + b"\n"
+        with self._sending:
+            try:
+                self._orders.sendall(line)
+            except OSError:
+                os._exit(0)  # the orchestrator is gone
+
+    def _listen(self) -> None:
+        """A thread: takes orders, and tells twice a second that this process is there and what it waits in."""
+        rest = b""
+        self._orders.settimeout(_SECONDS_BETWEEN_BEATS)
+        while True:
+            call = self._call
+            if call is not None:
+                self._tell("beat", call=call[0], seconds=time.monotonic() - call[1])
+            else:
+                self._tell("beat", call="", seconds=0.0)
+            try:
+                data = self._orders.recv(1 << 16)
+            except TimeoutError:
+                continue
+            if not data:
+                os._exit(0)
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                self._obey(json.loads(line))
+
+    def _obey(self, order: dict[str, Any]) -> None:
+        do = order["do"]
+        if do == "slow":
+            self._slow_s = order["seconds"]
+        elif do in ("mismatch", "misplaced"):
+            setattr(self._mischief, do, True)
+        elif do == "group":
+            self._wanted_group = order["group"]
+        elif do == "finish":
+            self._leaving = True
+        else:  # "leave" or "rejoin", whatever the main thread waits in
+            self._closed_by_order = do
+            self._comm.close()
+
+    @contextlib.contextmanager
+    def _watch(self, call: str) -> Iterator[None]:
+        """Around a call: what it waits in, how long it took, and how it failed."""
+        began = time.monotonic()
+        self._call = (call, began)
+        try:
+            yield
+        except pccl.PCCLError as error:
+            if self._closed_by_order:
+                raise _Told from None
+            self._tell(
+                "error",
+                call=call,
+                error=type(error).__name__,
+                result=error.result.name,
+                text=str(error),
+                seconds=time.monotonic() - began,
+            )
+            raise
+        finally:
+            self._call = None
+            seconds = time.monotonic() - began
+            if seconds > self.config.bound_s:
+                self._tell(
+                    "violation", what=f"{call} took {seconds:.1f} s; the bound is {self.config.bound_s} s"
+                )
+
+    # --- the program -------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        threading.Thread(target=self._listen, name="orders", daemon=True).start()
+        while not self._leaving:
+            try:
+                self._live()
+            except (pccl.EvictedError, pccl.MasterLostError) as error:
+                # Whoever was put out while others went on is a newcomer again.
+                self._lose(type(error).__name__, keeps_state=isinstance(error, pccl.MasterLostError))
+            except _Told:
+                if self._closed_by_order == "leave":
+                    break
+                self._closed_by_order = ""
+                self._comm.close()  # in case the order came between two calls
+                self._lose("rejoin", keeps_state=False)
+        self._tell("left")
+        self._comm.close()
+
+    def _lose(self, why: str, keeps_state: bool) -> None:
+        self._in_step = False
+        if not keeps_state:
+            self._state.revision = 0
+        self._tell("out", why=why)
+
+    def _live(self) -> None:
+        """From joining to the end of this membership."""
+        self._join()
+        while not self._leaving:
+            self._sync()
+            self._step()
+            self._admit()
+            if self._wanted_group != self._group:
+                self._comm.close()
+                self._group = self._wanted_group
+                self._comm = self._communicator()
+                self._lose("regroup", keeps_state=False)
+                return
+            if self._closed_by_order:
+                raise _Told
+
+    def _join(self) -> None:
+        until = time.monotonic() + self.config.bound_s
+        while True:
+            try:
+                with self._watch("connect"):
+                    self._comm.connect(n_attempts=1)
+                break
+            except (pccl.EvictedError, pccl.RefusedError):
+                raise
+            except pccl.PCCLError:  # there may be no master just now
+                if time.monotonic() > until:
+                    raise Violation(f"could not join for {self.config.bound_s} s") from None
+                time.sleep(0.1)
+        self._tell("in", group=self._group, epoch=self._comm.epoch, world=self._comm.world_size)
+
+    def _again(self, name: str, call: Any) -> None:
+        """Until it succeeds. TooFewPeersError is passed on."""
+        for _ in range(100):
+            try:
+                with self._watch(name):
+                    call()
+                return
+            except (pccl.PeerLostError, pccl.MismatchError):
+                continue
+        raise Violation(f"{name} failed 100 times in a row")
+
+    def _sync(self) -> None:
+        before = self._state.revision
+        try:
+            self._again("sync_shared_state", lambda: self._comm.sync_shared_state(self._state))
+        except pccl.TooFewPeersError:
+            return
+        revision = self._state.revision
+        found = self._digest()
+        if self._in_step and (revision != before or found != self._hash):
+            raise Violation(
+                f"in step at revision {before} (state {self._hash}), and yet the sync changed that to "
+                f"{revision} (state {found})"
+            )
+        self._in_step, self._hash = True, found
+        self._tell("agreed", group=self._group, revision=revision, hash=found)
+
+    def _step(self) -> None:
+        began = time.monotonic()
+        time.sleep(self.config.step_s * self._choice.uniform(0.5, 1.5) + self._slow_s)
+        self._slow_s = 0.0
+        config, revision = self.config, self._state.revision
+        step = Step(self._comm, config.slot, self._watch, self._mischief, self._choice)
+        batches = draw_step(config.seed, self._group, revision, list(config.kinds), config.max_bytes)
+        try:
+            members = step.run(batches)
+        except Alone:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            return
+        self._advance(step.digest)
+        self._tell(
+            "step",
+            group=self._group,
+            revision=revision,
+            epoch=self._comm.epoch,
+            members=members,
+            seconds=time.monotonic() - began,
+            ops=step.committed,
+            retries=step.retries,
+            bytes=step.bytes,
+        )
+
+    def _digest(self) -> str:
+        whole = hashlib.blake2b(self._words.data, digest_size=16)
+        whole.update(self._small.data)
+        return whole.hexdigest()
+
+    def _advance(self, digest: int) -> None:
+        """The state after the step: a function of the state before it and of all results."""
+        length = max(len(self._words) // 8, 1)
+        start = digest % (len(self._words) - length)
+        part = self._words[start : start + length]
+        part *= np.uint64(0x9E3779B97F4A7C15)
+        part += np.uint64(digest)
+        self._state.push_revision()
+        self._small[:] = (self._state.revision, digest >> 1, start)
+        self._hash = self._digest()
+
+    def _admit(self) -> None:
+        self._again("update_topology", self._comm.update_topology)
+
+
+def _quiet_exit(status: int) -> None:
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def serve(config: Config, orders: socket.socket) -> None:
+    """The life of a peer process. Does not return."""
+    log = os.open(config.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    faulthandler.enable(all_threads=True)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the orchestrator
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    peer = Peer(config, orders)
+    try:
+        peer.run()
+    except BaseException as error:
+        traceback.print_exc()
+        text = str(error) if isinstance(error, Violation) else f"{type(error).__name__}: {error}"
+        peer._tell("violation", what=text)
+        _quiet_exit(_VIOLATED)
+    _quiet_exit(0)
+
+
+def log_tail(path: str, lines: int = 20) -> list[str]:
+    """The last lines of a log."""
+    with contextlib.suppress(OSError):
+        return Path(path).read_text(errors="replace").splitlines()[-lines:]
+    return []

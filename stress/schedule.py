@@ -1,0 +1,181 @@
+"""Which fault happens when, and to whom: a pure function of the options, so that a seed can be run again.
+
+The schedule knows who is alive because it decides so itself: peers live in numbered slots, `spawn` fills the one
+that has been empty for longest, and `kill`, `term` and `close` empty one. Slots below WITNESSES are never
+emptied: their peers carry the state from the first step to the last, so that a state that goes back is a defect.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from .arithmetic import SLOTS
+
+__all__ = ["KINDS", "PROFILES", "WITNESSES", "Fault", "Setting", "first_peers", "schedule"]
+
+# The first peers of group 0, and one of group 1 if there are groups: never killed, closed or moved.
+WITNESSES = 2
+FEWEST_PEERS = 3
+
+# What can happen, and whether it needs a victim among the living.
+KINDS = {
+    "spawn": "a peer starts",
+    "burst": "several peers start at once",
+    "kill": "SIGKILL",
+    "term": "SIGTERM",
+    "close": "a peer says goodbye and ends: after its step, or in the middle of its calls",
+    "rejoin": "a peer says goodbye in the middle of its calls and connects again",
+    "regroup": "a peer leaves its group and joins the other",
+    "pause": "SIGSTOP and, up to twice the timeout later, SIGCONT",
+    "slow": "the program of a peer thinks for longer than the timeout",
+    "mismatch": "a peer calls an op that the others do not call",
+    "misplaced": "a peer makes a joint call where the others call an op",
+    "reset": "the connection of a peer with the master is reset",
+    "stall": "nothing passes between a peer and the master for a while",
+    "oneway": "what a peer sends to the master is lost for a while, or the other way round",
+    "garbage": "strangers connect to the master and a peer, and talk nonsense or not at all",
+    "master_kill": "the master is killed, and another one starts at its address",
+    "master_pause": "SIGSTOP and, within the timeout, SIGCONT, for the master",
+}
+
+PROFILES: dict[str, dict[str, float]] = {
+    "none": {},
+    "kill": {"spawn": 4, "burst": 0.5, "kill": 6, "term": 1, "close": 2},
+    "pause": {"spawn": 1, "kill": 1, "pause": 5, "slow": 2},
+    "net": {"spawn": 1, "kill": 1, "reset": 4, "stall": 3, "oneway": 3},
+    "joinstorm": {"spawn": 1, "burst": 6, "kill": 4, "close": 1, "rejoin": 2},
+    "garbage": {"spawn": 1, "kill": 1, "garbage": 6, "mismatch": 2, "misplaced": 1},
+    "master": {"spawn": 2, "kill": 2, "pause": 0.5, "master_kill": 1.5, "master_pause": 1.5},
+    "mixed": {
+        "spawn": 4,
+        "burst": 0.7,
+        "kill": 4,
+        "term": 1,
+        "close": 1.5,
+        "rejoin": 1.5,
+        "regroup": 0.7,
+        "pause": 2,
+        "slow": 1,
+        "mismatch": 1,
+        "misplaced": 0.6,
+        "reset": 1,
+        "stall": 0.7,
+        "oneway": 0.7,
+        "garbage": 1,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a schedule depends on. Seconds."""
+
+    seed: int
+    profile: str
+    peers: int
+    duration_s: float
+    timeout_s: float = 3.0
+    gap_s: tuple[float, float] = (0.5, 2.0)
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Fault:
+    """At `at_s` from the start, `kind` happens to the peers in `slots`, for `duration_s` where that means
+    anything; `variant` in [0, 1) chooses between forms of it; `group` is where spawned and moved peers go."""
+
+    at_s: float
+    kind: str
+    slots: tuple[int, ...] = ()
+    duration_s: float = 0.0
+    variant: float = 0.0
+    group: int = 0
+
+
+@dataclass
+class _Population:
+    """Who is alive, as the schedule will have it."""
+
+    most: int
+    group_of: dict[int, int] = field(default_factory=dict)
+    free: deque[int] = field(default_factory=deque)
+
+    def fill(self, group: int) -> int:
+        slot = self.free.popleft()
+        self.group_of[slot] = group
+        return slot
+
+    def empty(self, slot: int) -> None:
+        del self.group_of[slot]
+        self.free.append(slot)
+
+
+def _populate(setting: Setting) -> _Population:
+    population = _Population(setting.peers, {}, deque(range(SLOTS)))
+    count = setting.peers if setting.profile == "none" else max(FEWEST_PEERS, (setting.peers + 1) // 2)
+    for index in range(min(count, setting.peers)):
+        population.fill(1 if setting.groups > 1 and index % 3 == 1 else 0)
+    return population
+
+
+def first_peers(setting: Setting) -> dict[int, int]:
+    """Slots and groups of the peers that are there when the faults begin."""
+    return dict(_populate(setting).group_of)
+
+
+def schedule(setting: Setting) -> Iterator[Fault]:
+    """The faults, in the order of their time, until the duration is over."""
+    weights = PROFILES[setting.profile]
+    choice = random.Random(f"{setting.seed} {setting.profile} {setting.peers}")
+    population = _populate(setting)
+    at_s = 0.0
+    while weights:
+        at_s += choice.uniform(*setting.gap_s)
+        if at_s >= setting.duration_s:
+            return
+        fault = _draw(setting, weights, choice, population, at_s)
+        if fault is not None:
+            yield fault
+
+
+def _draw(
+    setting: Setting,
+    weights: dict[str, float],
+    choice: random.Random,
+    population: _Population,
+    at_s: float,
+) -> Fault | None:
+    kind = choice.choices(list(weights), list(weights.values()))[0]
+    room = population.most - len(population.group_of)
+    mortal = [slot for slot in population.group_of if slot >= WITNESSES]
+    if kind in ("kill", "term", "close") and (not mortal or len(population.group_of) <= FEWEST_PEERS):
+        kind = "spawn"
+    elif kind in ("spawn", "burst") and room == 0:
+        kind = "kill"
+    elif kind == "regroup" and (setting.groups < 2 or not mortal):
+        kind = "rejoin"
+    group = int(choice.random() < 0.3) if setting.groups > 1 else 0
+    variant = choice.random()
+    timeout = setting.timeout_s
+    if kind in ("spawn", "burst"):
+        count = 1 if kind == "spawn" else min(room, choice.randint(2, max(2, population.most // 2)))
+        return Fault(at_s, kind, tuple(population.fill(group) for _ in range(count)), 0.0, variant, group)
+    if kind in ("kill", "term", "close"):
+        slot = choice.choice(mortal)
+        population.empty(slot)
+        return Fault(at_s, kind, (slot,), 0.0, variant)
+    if kind == "regroup":
+        slot = choice.choice(mortal)
+        population.group_of[slot] = 1 - population.group_of[slot]
+        return Fault(at_s, kind, (slot,), 0.0, variant, population.group_of[slot])
+    if kind == "master_kill":
+        return Fault(at_s, kind, (), choice.uniform(0.0, timeout), variant)
+    if kind == "master_pause":
+        return Fault(at_s, kind, (), choice.uniform(0.05, 0.5 * timeout), variant)
+    # Half of the waits are short enough to be nothing but a delay.
+    short = choice.random() < 0.5
+    duration_s = choice.uniform(0.05, 0.5) * timeout if short else choice.uniform(0.5, 2.0) * timeout
+    return Fault(at_s, kind, (choice.choice(list(population.group_of)),), duration_s, variant)

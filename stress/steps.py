@@ -1,0 +1,216 @@
+"""How one peer makes the ops of a step, until all of them have succeeded.
+
+Peers stay in step because what each does next depends only on what all of them know alike: an op succeeds at all of them
+or fails at all of them, so all make it again, or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import numpy as np
+
+import pccl
+
+from .operations import COLLECTIVES, AllReduce, Batch, Violation
+
+__all__ = ["Alone", "Mischief", "Step"]
+
+# What makes an op fail at all peers, with their inputs as they were: they make it again.
+_AGAIN = (pccl.PeerLostError, pccl.MismatchError)
+_MOST_ATTEMPTS = 200
+
+Watch = Callable[[str], AbstractContextManager[None]]
+
+
+class Alone(Exception):
+    """All others are gone: the step is given up, and nothing of it counts."""
+
+
+class Mischief:
+    """What the program of a peer is to do wrong, once each."""
+
+    def __init__(self) -> None:
+        self.mismatch = False
+        self.misplaced = False
+
+
+class Step:
+    """One step of one peer: run() makes its batches and returns over whom each op was taken."""
+
+    def __init__(
+        self,
+        comm: pccl.Communicator,
+        slot: int,
+        watch: Watch,
+        mischief: Mischief,
+        choice: random.Random,
+    ) -> None:
+        self._comm, self._slot, self._watch, self._mischief, self._choice = (
+            comm,
+            slot,
+            watch,
+            mischief,
+            choice,
+        )
+        self._in_flight = False
+        self.retries = 0
+        self.committed = 0
+        self.bytes = 0
+        self._results = hashlib.blake2b(digest_size=8)
+        self._members: list[int] = []
+
+    def run(self, batches: list[Batch]) -> list[int]:
+        """The members of each op in turn, as masks of slots. Raises Alone, or what ends the membership."""
+        deferred: list[tuple[Batch, list[AllReduce], dict[int, pccl.AsyncReduceHandle]]] = []
+        alone = False
+        for batch in batches:
+            make = COLLECTIVES[batch.collective]
+            ops = [
+                make(shape, self._slot, place)
+                for shape, place in zip(batch.shapes, batch.in_place, strict=True)
+            ]
+            try:
+                if batch.style == "sync":
+                    for op in ops:
+                        self._one(op, batch.retry)
+                elif batch.style == "multiple":
+                    self._list(ops)
+                elif batch.deferred:
+                    self._in_flight = True
+                    deferred.append((batch, ops, self._start(ops, range(len(ops)), batch.retry)))
+                else:
+                    self._await(ops, self._start(ops, range(len(ops)), batch.retry), batch.retry)
+            except Alone:
+                alone = True  # nobody is left who could wait for the other batches
+                break
+        for batch, ops, handles in deferred:
+            try:
+                self._await(ops, handles, batch.retry)
+            except Alone:
+                alone = True
+        if alone:
+            raise Alone
+        return self._members
+
+    @property
+    def digest(self) -> int:
+        """Of all results, in the order in which all peers take them in."""
+        return int.from_bytes(self._results.digest(), "little")
+
+    # --- styles --------------------------------------------------------------------------------------
+
+    def _one(self, op: AllReduce, retry: bool) -> None:
+        if self._mischief.misplaced and not self._in_flight:  # a joint call wants no op in flight
+            self._mischief.misplaced = False
+            self._do_wrong("update_topology instead of an op", self._comm.update_topology)
+        if self._mischief.mismatch:
+            self._mischief.mismatch = False
+            wrong = np.ones(op.shape.count + 1, op.shape.dtype)
+            self._do_wrong("a wrong op", lambda: self._comm.all_reduce(wrong, tag=op.shape.tag))
+        for _ in range(_MOST_ATTEMPTS):
+            try:
+                with self._watch(f"all_reduce ({op.name})"):
+                    info = op.call(self._comm, retry)
+                return self._take(op, info)
+            except _AGAIN as error:
+                self._failed([op], error, retry)
+            except pccl.TooFewPeersError:
+                op.require_intact()
+                raise Alone from None
+        raise Violation(f"{op.name}: failed {_MOST_ATTEMPTS} times in a row")
+
+    def _do_wrong(self, name: str, call: Callable[[], object]) -> None:
+        """It must not succeed, unless nobody else is there."""
+        try:
+            with self._watch(name):
+                call()
+        except _AGAIN:
+            self.retries += 1
+        except pccl.TooFewPeersError:
+            raise Alone from None
+        else:
+            if self._comm.world_size > 1:
+                raise Violation(f"{name} succeeded, though no other peer made that call")
+
+    def _list(self, ops: list[AllReduce]) -> None:
+        window = self._choice.randint(1, len(ops) + 1)  # peers may have different ones
+        for _ in range(_MOST_ATTEMPTS):
+            try:
+                with self._watch(f"all_reduce_multiple_with_retry ({len(ops)} ops)"):
+                    info = self._comm.all_reduce_multiple_with_retry(
+                        [op.descriptor() for op in ops], max_in_flight=window
+                    )
+                self.bytes += info.tx_bytes
+                for op in ops:
+                    self._take(op, None)
+                return
+            except _AGAIN as error:
+                # The call retries by itself when a peer is lost, but not when peers differ.
+                self._failed(ops, error, True)
+            except pccl.TooFewPeersError:
+                for op in ops:
+                    op.require_intact()
+                raise Alone from None
+        raise Violation(f"a list of {len(ops)} ops failed {_MOST_ATTEMPTS} times in a row")
+
+    def _start(
+        self, ops: list[AllReduce], which: range | list[int], retry: bool
+    ) -> dict[int, pccl.AsyncReduceHandle]:
+        order = list(which)
+        self._choice.shuffle(order)  # every peer has its own
+        handles = {}
+        for index in order:
+            with self._watch(f"all_reduce_async ({ops[index].name})"):
+                handles[index] = ops[index].start(self._comm, retry)
+        return handles
+
+    def _await(self, ops: list[AllReduce], handles: dict[int, pccl.AsyncReduceHandle], retry: bool) -> None:
+        taken: dict[int, pccl.ReduceInfo] = {}
+        for _ in range(_MOST_ATTEMPTS):
+            failed, alone = [], False
+            ending: BaseException | None = None
+            # All of them, before any is started again: else two peers could wait for each other.
+            for index, handle in handles.items():
+                try:
+                    with self._watch(f"result ({ops[index].name})"):
+                        taken[index] = handle.result()
+                except _AGAIN as error:
+                    failed.append(index)
+                    self._failed([ops[index]], error, retry)
+                except pccl.TooFewPeersError:
+                    ops[index].require_intact()
+                    alone = True
+                except pccl.PCCLError as error:  # this membership is over
+                    ending = error
+            if ending is not None:
+                raise ending
+            if alone:
+                raise Alone
+            if not failed:
+                for index, op in enumerate(ops):
+                    self._take(op, taken[index])
+                return
+            handles = self._start(ops, failed, retry)
+        raise Violation(f"an async op failed {_MOST_ATTEMPTS} times in a row")
+
+    # --- outcomes ----------------------------------------------------------------------------------------
+
+    def _failed(self, ops: list[AllReduce], error: pccl.PCCLError, retry: bool) -> None:
+        self.retries += 1
+        for op in ops:
+            op.require_intact()
+        if retry and isinstance(error, pccl.PeerLostError):
+            raise Violation(f"{ops[0].name}: with retry, and yet: {error}")
+
+    def _take(self, op: AllReduce, info: pccl.ReduceInfo | None) -> None:
+        members = op.check(info.local_world_size if info is not None else 0)
+        mask = sum(1 << slot for slot in members)
+        self._members.append(mask)
+        self._results.update(f"{op.shape.key} {mask} ".encode())
+        self.committed += 1
+        if info is not None:
+            self.bytes += info.tx_bytes
