@@ -70,6 +70,7 @@ class Peer:
         self._slow_s = 0.0
         self._leaving = False  # after this step
         self._closed_by_order = ""  # "leave" or "rejoin", from the middle of a call
+        self._closed = threading.Event()  # that close() has returned
         self._group = self._wanted_group = config.group
         self._in_step = False  # whether it holds what the group agreed upon, since it joined
         self._hash = ""
@@ -131,8 +132,10 @@ class Peer:
         elif do == "finish":
             self._leaving = True
         else:  # "leave" or "rejoin", whatever the main thread waits in
+            self._closed.clear()
             self._closed_by_order = do
             self._comm.close()
+            self._closed.set()
 
     @contextlib.contextmanager
     def _watch(self, call: str) -> Iterator[None]:
@@ -172,10 +175,11 @@ class Peer:
                 # Whoever was put out while others went on is a newcomer again.
                 self._lose(type(error).__name__, keeps_state=isinstance(error, pccl.MasterLostError))
             except _Told:
+                if not self._closed.wait(self.config.bound_s):
+                    raise Violation(f"close() took more than {self.config.bound_s} s") from None
                 if self._closed_by_order == "leave":
                     break
                 self._closed_by_order = ""
-                self._comm.close()  # in case the order came between two calls
                 self._lose("rejoin", keeps_state=False)
         self._tell("left")
         self._comm.close()
