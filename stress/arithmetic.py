@@ -1,8 +1,8 @@
 """What each peer reduces and what must come out, computable by all from (members, step, op) alone.
 
 Each input bears its owner's mark in its first elements (the head), so that each result tells over whom it was
-taken; the rest repeats a period of small values that depend on owner, step and op. All arithmetic is exact in every type
-used, or wraps, so that it does not depend on the order of the additions.
+taken; the rest repeats a period of small values that depend on owner, step and op. All arithmetic is exact
+in every type used, or wraps, so that it does not depend on the order of the additions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What must hold in every run. Fed by the orchestrator with faults and with what peers tell; knows no process.
+"""What must hold in every run. Fed by the orchestrator with faults and with what peers tell; knows no
+process.
 
-Each peer verifies its own results (operations.py) and that a sync changes nothing for those who are in step (peer.py).
-Here all peers are compared: the same state at the same revision, the same members of the same op; each error has to
-have a cause among the faults; nobody waits for ever; groups advance.
+Each peer verifies its own results (operations.py) and that a sync changes nothing for those who are in step
+(peer.py). Here all peers are compared: the same state at the same revision, the same members of the same
+op; each error has to have a cause among the faults; nobody waits for ever; groups advance.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ __all__ = ["Checks", "Disturbance", "Limits", "Violated"]
 
 _NET = ("reset", "stall", "oneway")
 _MASTER = ("master_kill",)
-# What may make calls of other peers fail: everything that ends a membership, or an epoch, without a goodbye between ops.
+# What may make calls of other peers fail: everything that ends a membership, or an epoch, without a goodbye
+# between ops.
 _DISRUPTIVE = ("kill", "term", "leave", "rejoin", "pause", "mismatch", "misplaced", *_NET, *_MASTER)
 
 # Results that may be seen, and their causes: faults of the peer itself, and faults of whoever.
@@ -69,6 +71,7 @@ class _Peer:
     born: float
     heard: float
     inside_since: float | None = None  # as a member that agrees with the others
+    memberships: int = 0  # that it has lost
     undisturbed_since: float = 0.0
     expected_to_end: bool = False
     hang_told: bool = False
@@ -76,10 +79,15 @@ class _Peer:
 
 @dataclass
 class _Agreement:
-    """What was told of one revision or op first, and by whom."""
+    """What was told of one revision or step first, and by whom: names and how many memberships they had
+    lost."""
 
     value: Any
-    tellers: set[str] = field(default_factory=set)
+    tellers: set[tuple[str, int]] = field(default_factory=set)
+
+    @property
+    def names(self) -> list[str]:
+        return sorted({name for name, _ in self.tellers})
 
 
 class _Table:
@@ -89,7 +97,9 @@ class _Table:
         self._known: OrderedDict[Any, _Agreement] = OrderedDict()
         self.compared = 0
 
-    def put(self, key: Any, value: Any, teller: str, holders: set[str]) -> _Agreement | None:
+    def put(
+        self, key: Any, value: Any, teller: tuple[str, int], holders: set[tuple[str, int]]
+    ) -> _Agreement | None:
         """The agreement that this contradicts. None that could be told only by peers that are no holders any
         more: it was lost with them, and is made anew."""
         known = self._known.get(key)
@@ -159,6 +169,7 @@ class Checks:
 
     def _on_out(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
         peer.inside_since = None
+        peer.memberships += 1
 
     def _on_left(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
         peer.inside_since = None
@@ -175,13 +186,13 @@ class Checks:
     def _on_agreed(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
         group, revision = message["group"], message["revision"]
         holders = self._holders(group)
-        known = self._states.put((group, revision), message["hash"], name, holders)
+        known = self._states.put((group, revision), message["hash"], (name, peer.memberships), holders)
         if known is not None:
             self.violate(
                 at,
                 f"{name} holds state {message['hash']} at revision {revision} of group {group}; "
-                f"{sorted(known.tellers)} hold {known.value}",
-                {name} | known.tellers,
+                f"{known.names} hold {known.value}",
+                {name, *known.names},
             )
         if peer.inside_since is None:
             peer.inside_since = at
@@ -190,13 +201,15 @@ class Checks:
         group, revision = message["group"], message["revision"]
         self._advanced[group] = at
         self.revisions[group] = revision + 1
-        known = self._ops.put((group, revision), message["members"], name, self._holders(group))
+        known = self._ops.put(
+            (group, revision), message["members"], (name, peer.memberships), self._holders(group)
+        )
         if known is not None:
             self.violate(
                 at,
                 f"{name} has the ops of step {revision} of group {group} over {message['members']}; "
-                f"{sorted(known.tellers)} over {known.value}",
-                {name} | known.tellers,
+                f"{known.names} over {known.value}",
+                {name, *known.names},
             )
 
     def _on_error(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
@@ -217,10 +230,12 @@ class Checks:
 
     # --- what holds --------------------------------------------------------------------------------------
 
-    def _holders(self, group: int) -> set[str]:
-        """Peers that have been in step without a break since they told anything."""
+    def _holders(self, group: int) -> set[tuple[str, int]]:
+        """Memberships in which peers are in step still."""
         return {
-            name for name, peer in self.peers.items() if peer.group == group and peer.inside_since is not None
+            (name, peer.memberships)
+            for name, peer in self.peers.items()
+            if peer.group == group and peer.inside_since is not None
         }
 
     def _is_explained(
@@ -234,7 +249,8 @@ class Checks:
         )
 
     def _has_company(self, name: str, peer: _Peer, at: float) -> bool:
-        """Whether it and another of its group have been in step, undisturbed, for so long that this is certain."""
+        """Whether it and another of its group have been in step, undisturbed, for so long that this is
+        certain."""
         since = at - self.limits.window_s
         if any(one.kind in _MASTER and one.until > since for one in self._disturbances):
             return False

@@ -1,7 +1,7 @@
 """That nothing grows: resident memory, open files and threads of processes that live long.
 
-What is sampled goes up and down with the work, so the least of one span of time is compared with the most of an
-earlier one: only what is never given back can lift the least above that.
+What is sampled goes up and down with the work, so the least of one span of time is compared with the most
+of an earlier one: only what is never given back can lift the least above that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The ops of a step: which there are, and how one peer makes them and checks what came out.
 
-What is done is a function of (seed, group, revision), so that all peers of a group make the same ops. How to add a kind of
-op: a class like AllReduce, and its line in COLLECTIVES; a way to carry several out: a style, in steps.py.
+What is done is a function of (seed, group, revision), so that all peers of a group make the same ops. How
+to add a kind of op: a class like AllReduce, and its line in COLLECTIVES; a way to carry several out: a
+style, in steps.py.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import pccl
 
 from .arithmetic import Array, Shape, contribution, draw_shape, members_of, reduction
 
-__all__ = ["COLLECTIVES", "STYLES", "AllReduce", "Batch", "Violation", "draw_step"]
+__all__ = ["COLLECTIVES", "STYLES", "AllReduce", "Batch", "ViolationError", "draw_step"]
 
-# How the ops of a batch are made: one after the other; at once, in an order that every peer chooses for itself;
-# or as a list with retries.
+# How the ops of a batch are made: one after the other; at once, in an order that every peer chooses for
+# itself; or as a list with retries.
 STYLES = ("sync", "async", "multiple")
 
 
-class Violation(Exception):
+class ViolationError(Exception):
     """Something that must never happen did."""
 
 
@@ -72,19 +73,20 @@ class AllReduce:
         """After a failure: the input must be as it was."""
         wrong = _difference(self.send, self.before)
         if wrong is not None:
-            raise Violation(f"{self.name}: failed, and its input was changed: {wrong}")
+            raise ViolationError(f"{self.name}: failed, and its input was changed: {wrong}")
 
     def check(self, world: int) -> list[int]:
-        """After a success: the result must be that of `world` peers (0: unknown), this one among them; who?"""
+        """After a success: the result must be that of `world` peers (0: unknown), this one among them;
+        who?"""
         result = self.send if self.recv is None else self.recv
         members = members_of(self.shape, result)
         if self.slot not in members or world not in (0, len(members)):
-            raise Violation(
-                f"{self.name}: the result is of the peers {members}; this is {self.slot}, in a world of {world}"
+            raise ViolationError(
+                f"{self.name}: the result is over {members}; this is {self.slot}, in a world of {world}"
             )
         wrong = _difference(result, reduction(self.shape, members))
         if wrong is not None:
-            raise Violation(f"{self.name}: a wrong result over {members}: {wrong}")
+            raise ViolationError(f"{self.name}: a wrong result over {members}: {wrong}")
         if self.recv is not None:
             self.require_intact()
         return members
@@ -115,8 +117,8 @@ COLLECTIVES: dict[str, Callable[[Shape, int, bool], AllReduce]] = {"reduce": All
 
 @dataclass(frozen=True)
 class Batch:
-    """Ops that are made together, one way. `retry`: inside the library. `deferred`: only started now, and awaited
-    at the end of the step (async)."""
+    """Ops that are made together, one way. `retry`: inside the library. `deferred`: only started now, and
+    awaited at the end of the step (async)."""
 
     style: str
     collective: str

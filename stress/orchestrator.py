@@ -17,15 +17,16 @@ import psutil
 
 from . import processes
 from .checks import Checks, Disturbance, Limits
+from .faults import Faults
 from .flat import Flat, Sample
 from .garbage import Strangers
 from .peer import Config
 from .processes import Master, PeerProcess, StressError
 from .proxy import Proxy
-from .schedule import Fault, Setting, first_peers, schedule
+from .schedule import Setting, first_peers, schedule
 from .tally import Tally
 
-__all__ = ["Load", "Orchestrator", "Progress"]
+__all__ = ["Living", "Load", "Orchestrator", "Progress"]
 
 _SECONDS_BETWEEN_SAMPLES = 2.0
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -46,11 +47,13 @@ Progress = Callable[["Orchestrator", float], None]
 
 
 @dataclass
-class _Living:
+class Living:
+    """A peer, as the orchestrator sees it."""
+
     process: PeerProcess
     flat: Flat
-    stopped_until: float | None = None
-    ending: bool = False
+    stopped_until: float | None = None  # by SIGSTOP
+    ending: bool = False  # by order, or because it has violated something
     group: int = 0
     info: dict[str, Any] = field(default_factory=dict)  # the last step it told of
     sample: Sample | None = None
@@ -72,14 +75,14 @@ class Orchestrator:
         self.checks = Checks(self.limits, self.began)
         self.master = Master(folder / "master.log")
         self.master_flat = Flat(self.began)
-        self.peers: dict[str, _Living] = {}
-        self._by_slot: dict[int, str] = {}
+        self.peers: dict[str, Living] = {}
+        self.by_slot: dict[int, str] = {}
         self._lives = itertools.count()
         self._due: list[tuple[float, int, Callable[[float], None]]] = []
         self._numbers = itertools.count()
         self._selector = selectors.DefaultSelector()
-        self._strangers = Strangers()
-        self._proxy: Proxy | None = None
+        self.strangers = Strangers()
+        self.proxy = Proxy(processes.start)
         self._journal = (folder / "journal.jsonl").open("w")
         self.samples: list[tuple[float, int, float, int]] = []  # at, peers, steps/s, memory of all
 
@@ -89,12 +92,11 @@ class Orchestrator:
         """Until the schedule is over and the peers that are left have found together; or there were too many
         violations. Ends all processes."""
         try:
-            self._proxy = Proxy(processes.start)
             self.master.start()
             host, _, port = self.master.address.rpartition(":")
-            self._proxy.ask("target", host=host, port=int(port))
+            self.proxy.ask("target", host=host, port=int(port))
             for slot, group in first_peers(self.setting).items():
-                self._spawn(slot, group)
+                self.spawn(slot, group)
             self._every(_SECONDS_BETWEEN_LOOKS, self._look_after)
             self._every(_SECONDS_BETWEEN_SAMPLES, self._sample)
             self._until(self._all_together, self.limits.bound_s, "the first peers do not find together")
@@ -106,10 +108,11 @@ class Orchestrator:
 
     def _let_faults_happen(self) -> None:
         self.faults_began = began = time.monotonic()
+        faults = Faults(self)
         for fault in schedule(self.setting):
             if not self._pump(began + fault.at_s):
                 return
-            self._happen(fault, time.monotonic())
+            faults.happen(fault, time.monotonic())
         self._pump(began + self.setting.duration_s)
 
     def _settle(self) -> None:
@@ -130,7 +133,7 @@ class Orchestrator:
         if self._is_over():
             return
         for name in list(self.peers):
-            self._finish(name, time.monotonic())
+            self.finish(name, time.monotonic())
         self._until(lambda: not self.peers, self.limits.bound_s, "peers did not end though they were told to")
 
     def _until(self, condition: Callable[[], bool], within_s: float, otherwise: str) -> None:
@@ -139,7 +142,7 @@ class Orchestrator:
             if time.monotonic() > deadline:
                 state = {name: living.info.get("members", "no step") for name, living in self.peers.items()}
                 self.checks.violate(time.monotonic(), f"{otherwise}: {state}", list(self.peers))
-                self._dump(list(self.peers))
+                self.dump(list(self.peers))
                 return
             self._pump(time.monotonic() + 0.1)
 
@@ -159,15 +162,15 @@ class Orchestrator:
 
     # --- time and messages -------------------------------------------------------------------------------
 
-    def _at(self, when: float, action: Callable[[float], None]) -> None:
+    def at(self, when: float, action: Callable[[float], None]) -> None:
         heapq.heappush(self._due, (when, next(self._numbers), action))
 
     def _every(self, seconds: float, action: Callable[[float], None]) -> None:
         def again(now: float) -> None:
             action(now)
-            self._at(time.monotonic() + seconds, again)
+            self.at(time.monotonic() + seconds, again)
 
-        self._at(time.monotonic(), again)
+        self.at(time.monotonic(), again)
 
     def _pump(self, until: float) -> bool:
         """Take in messages and do what is due. False if the run is over."""
@@ -189,41 +192,40 @@ class Orchestrator:
         messages, ended = living.process.hear()
         for message in messages:
             if message["kind"] not in ("beat", "agreed"):
-                self._write(name, message)
+                self.write(name, message)
             self.checks.told(name, message)
             getattr(self, "_on_" + message["kind"], lambda *_: None)(living, message)
         if ended:
             self._bury(name, time.monotonic())
 
-    def _on_in(self, living: _Living, message: dict[str, Any]) -> None:
+    def _on_in(self, living: Living, message: dict[str, Any]) -> None:
         living.group = message["group"]
         self.tally.counts["joins"] += 1
 
-    def _on_step(self, living: _Living, message: dict[str, Any]) -> None:
+    def _on_step(self, living: Living, message: dict[str, Any]) -> None:
         living.info = message
         peers = sum(one.group == living.group for one in self.peers.values())
         self.tally.step(message, peers)
 
-    def _on_out(self, living: _Living, message: dict[str, Any]) -> None:
+    def _on_out(self, living: Living, message: dict[str, Any]) -> None:
         living.info = {}
         self.tally.counts["rejoins"] += 1
 
-    def _on_error(self, living: _Living, message: dict[str, Any]) -> None:
+    def _on_error(self, living: Living, message: dict[str, Any]) -> None:
         self.tally.counts["failed calls"] += 1
 
-    def _on_violation(self, living: _Living, message: dict[str, Any]) -> None:
+    def _on_violation(self, living: Living, message: dict[str, Any]) -> None:
         living.ending = True
 
-    def _write(self, who: str, message: dict[str, Any]) -> None:
+    def write(self, who: str, message: dict[str, Any]) -> None:
         self._journal.write(json.dumps({"who": who, **message}) + "\n")
 
     # --- peers -------------------------------------------------------------------------------------------
 
-    def _spawn(self, slot: int, group: int) -> None:
+    def spawn(self, slot: int, group: int) -> None:
         life = next(self._lives)
-        assert self._proxy is not None
         name = f"s{slot}-{life}"
-        port = self._proxy.ask("open", name=name)
+        port = self.proxy.ask("open", name=name)
         config = Config(
             address=f"127.0.0.1:{port}",
             seed=self.setting.seed,
@@ -239,8 +241,8 @@ class Orchestrator:
             state_bytes=self.load.state_bytes,
         )
         process = PeerProcess(config)
-        self.peers[name] = _Living(process, Flat(process.born), group=group)
-        self._by_slot[slot] = name
+        self.peers[name] = Living(process, Flat(process.born), group=group)
+        self.by_slot[slot] = name
         self._selector.register(process.socket, selectors.EVENT_READ, name)
         self.checks.born(name, group, process.born)
         self.tally.counts["lives"] += 1
@@ -255,132 +257,15 @@ class Orchestrator:
             self.checks.violate(now, f"{name} was told to end and did so with status {status}", [name])
         if not violated:
             Path(living.process.config.log).unlink(missing_ok=True)
-        if self._by_slot.get(living.process.config.slot) == name:
-            del self._by_slot[living.process.config.slot]
+        if self.by_slot.get(living.process.config.slot) == name:
+            del self.by_slot[living.process.config.slot]
         living.process.end()
-        assert self._proxy is not None
-        self._proxy.ask("close", name=name)
+        self.proxy.ask("close", name=name)
 
-    def _finish(self, name: str, now: float) -> None:
+    def finish(self, name: str, now: float) -> None:
         self.checks.disturbed(Disturbance("close", now, now, frozenset([name])))
         self.peers[name].ending = True
         self.peers[name].process.order("finish")
-
-    # --- faults ------------------------------------------------------------------------------------------
-
-    def _happen(self, fault: Fault, now: float) -> None:
-        until = now + fault.duration_s
-        kind = fault.kind
-        victims = [name for slot in fault.slots if (name := self._by_slot.get(slot)) is not None]
-        if kind not in ("spawn", "burst") and fault.slots and not victims:
-            return  # it has ended by itself, which was told
-        if kind == "close" and fault.variant >= 0.5:
-            kind = "leave"  # in the middle of its calls
-        self.checks.disturbed(Disturbance(kind, now, until, frozenset(victims)))
-        taken = self.peers[victims[0]] if victims and kind in ("kill", "term", "leave", "pause") else None
-        self.tally.fault(
-            fault.kind,
-            now,
-            until,
-            taken.group if taken is not None else None,
-            taken.process.config.slot if taken is not None else None,
-        )
-        self.tally.event(now, f"{kind} {' '.join(victims) or ' '.join(f's{slot}' for slot in fault.slots)}")
-        self._write(
-            "schedule", {"kind": kind, "at": now, "peers": victims, "slots": fault.slots, "until": until}
-        )
-        getattr(self, "_do_" + kind)(fault, victims, until)
-
-    def _do_spawn(self, fault: Fault, victims: list[str], until: float) -> None:
-        for slot in fault.slots:
-            self._spawn(slot, fault.group)
-
-    _do_burst = _do_spawn
-
-    def _do_kill(self, fault: Fault, victims: list[str], until: float) -> None:
-        self.peers[victims[0]].ending = True
-        self.peers[victims[0]].process.signal(signal.SIGTERM if fault.kind == "term" else signal.SIGKILL)
-
-    _do_term = _do_kill
-
-    def _do_close(self, fault: Fault, victims: list[str], until: float) -> None:
-        self._finish(victims[0], time.monotonic())
-        self._must_end(victims[0])
-
-    def _do_leave(self, fault: Fault, victims: list[str], until: float) -> None:
-        self.peers[victims[0]].ending = True
-        self.peers[victims[0]].process.order("leave")
-        self._must_end(victims[0])
-
-    def _must_end(self, name: str) -> None:
-        def check(now: float) -> None:
-            if name in self.peers:
-                self.checks.violate(now, f"{name} was told to end and did not", [name])
-                self._dump([name])
-
-        self._at(time.monotonic() + self.limits.bound_s + 5 * self.setting.timeout_s, check)
-
-    def _do_rejoin(self, fault: Fault, victims: list[str], until: float) -> None:
-        self.peers[victims[0]].process.order("rejoin")
-
-    def _do_regroup(self, fault: Fault, victims: list[str], until: float) -> None:
-        self.peers[victims[0]].process.order("group", group=fault.group)
-
-    def _do_pause(self, fault: Fault, victims: list[str], until: float) -> None:
-        living = self.peers[victims[0]]
-        if living.stopped_until is None:
-            living.process.signal(signal.SIGSTOP)
-        living.stopped_until = max(until, living.stopped_until or 0)
-
-        def go_on(now: float) -> None:
-            if living.stopped_until is not None and now >= living.stopped_until:
-                living.stopped_until = None
-                living.process.signal(signal.SIGCONT)
-
-        self._at(until, go_on)
-
-    def _do_slow(self, fault: Fault, victims: list[str], until: float) -> None:
-        self.peers[victims[0]].process.order("slow", seconds=fault.duration_s)
-
-    def _do_mismatch(self, fault: Fault, victims: list[str], until: float) -> None:
-        self.peers[victims[0]].process.order(fault.kind)
-
-    _do_misplaced = _do_mismatch
-
-    def _do_reset(self, fault: Fault, victims: list[str], until: float) -> None:
-        assert self._proxy is not None
-        self._proxy.ask("reset", name=victims[0])
-
-    def _do_stall(self, fault: Fault, victims: list[str], until: float) -> None:
-        proxy, name = self._proxy, victims[0]
-        assert proxy is not None
-        one_way = fault.kind == "oneway"
-        upstream = not one_way or fault.variant < 0.5
-        proxy.ask("stall", name=name, upstream=upstream, downstream=not one_way or not upstream)
-        self._at(until, lambda now: proxy.ask("stall", name=name, upstream=False, downstream=False))
-
-    _do_oneway = _do_stall
-
-    def _do_garbage(self, fault: Fault, victims: list[str], until: float) -> None:
-        self._strangers.visit(int(self.master.address.rpartition(":")[2]), fault.variant)
-        port = self.peers[victims[0]].process.port()
-        if port is not None:
-            self._strangers.visit(port, fault.variant)
-
-    def _do_master_kill(self, fault: Fault, victims: list[str], until: float) -> None:
-        if not self.master.is_alive():
-            return  # already, and the next one is to come
-        self.master.kill()
-
-        def start(now: float) -> None:
-            self.master.start()
-            self.master_flat = Flat(time.monotonic())
-
-        self._at(until, start)
-
-    def _do_master_pause(self, fault: Fault, victims: list[str], until: float) -> None:
-        self.master.signal(signal.SIGSTOP)
-        self._at(until, lambda now: self.master.signal(signal.SIGCONT))
 
     # --- watching ----------------------------------------------------------------------------------------
 
@@ -389,13 +274,13 @@ class Orchestrator:
         hanging = self.checks.look(now, stopped)
         fresh = [name for name in hanging if name in self.peers and not self.peers[name].ending]
         if fresh:
-            self._dump(fresh)
+            self.dump(fresh)
         if not self.master.is_alive() and self.tally.faults["master_kill"] == 0:
             self.checks.violate(now, "the master ended by itself")
             raise StressError("the master ended by itself")
         self._look(self, now)
 
-    def _dump(self, names: list[str]) -> None:
+    def dump(self, names: list[str]) -> None:
         """Where they hang, into their logs."""
         for name in names:
             if name in self.peers:
@@ -423,9 +308,8 @@ class Orchestrator:
             living.process.signal(signal.SIGCONT)
             living.process.end()
         self.master.kill()
-        self._strangers.close()
-        if self._proxy is not None:
-            self._proxy.close()
+        self.strangers.close()
+        self.proxy.close()
         self._journal.close()
         self._selector.close()
 

@@ -1,4 +1,5 @@
-"""The program of one peer: what a trainer does that wants to stay in, whatever happens, and checks everything.
+"""The program of one peer: what a trainer does that wants to stay in, whatever happens, and checks
+everything.
 
 It tells the orchestrator what happens to it, one JSON object per line, and takes orders the same way.
 """
@@ -26,9 +27,9 @@ import numpy as np
 
 import pccl
 
-from .operations import Violation, draw_step
+from .operations import ViolationError, draw_step
 from .schedule import WITNESSES
-from .steps import Alone, Mischief, Step
+from .steps import AloneError, Mischief, Step
 
 __all__ = ["Config", "serve"]
 
@@ -55,7 +56,7 @@ class Config:
     log: str
 
 
-class _Told(Exception):
+class _OrderedError(Exception):
     """The orchestrator wants it so: not an error."""
 
 
@@ -72,6 +73,7 @@ class Peer:
         self._closed_by_order = ""  # "leave" or "rejoin", from the middle of a call
         self._closed = threading.Event()  # that close() has returned
         self._group = self._wanted_group = config.group
+        self._alone = False
         self._in_step = False  # whether it holds what the group agreed upon, since it joined
         self._hash = ""
         words = max(config.state_bytes // 8, 64)
@@ -102,7 +104,8 @@ class Peer:
                 os._exit(0)  # the orchestrator is gone
 
     def _listen(self) -> None:
-        """A thread: takes orders, and tells twice a second that this process is there and what it waits in."""
+        """A thread: takes orders, and tells twice a second that this process is there and what it waits
+        in."""
         rest = b""
         self._orders.settimeout(_SECONDS_BETWEEN_BEATS)
         while True:
@@ -146,7 +149,11 @@ class Peer:
             yield
         except pccl.PCCLError as error:
             if self._closed_by_order:
-                raise _Told from None
+                raise _OrderedError from None
+            alone = isinstance(error, pccl.TooFewPeersError)
+            if alone and self._alone:
+                raise  # still
+            self._alone = alone
             self._tell(
                 "error",
                 call=call,
@@ -174,9 +181,9 @@ class Peer:
             except (pccl.EvictedError, pccl.MasterLostError) as error:
                 # Whoever was put out while others went on is a newcomer again.
                 self._lose(type(error).__name__, keeps_state=isinstance(error, pccl.MasterLostError))
-            except _Told:
+            except _OrderedError:
                 if not self._closed.wait(self.config.bound_s):
-                    raise Violation(f"close() took more than {self.config.bound_s} s") from None
+                    raise ViolationError(f"close() took more than {self.config.bound_s} s") from None
                 if self._closed_by_order == "leave":
                     break
                 self._closed_by_order = ""
@@ -204,7 +211,7 @@ class Peer:
                 self._lose("regroup", keeps_state=False)
                 return
             if self._closed_by_order:
-                raise _Told
+                raise _OrderedError
 
     def _join(self) -> None:
         until = time.monotonic() + self.config.bound_s
@@ -217,7 +224,7 @@ class Peer:
                 raise
             except pccl.PCCLError:  # there may be no master just now
                 if time.monotonic() > until:
-                    raise Violation(f"could not join for {self.config.bound_s} s") from None
+                    raise ViolationError(f"could not join for {self.config.bound_s} s") from None
                 time.sleep(0.1)
         self._tell("in", group=self._group, epoch=self._comm.epoch, world=self._comm.world_size)
 
@@ -230,7 +237,7 @@ class Peer:
                 return
             except (pccl.PeerLostError, pccl.MismatchError):
                 continue
-        raise Violation(f"{name} failed 100 times in a row")
+        raise ViolationError(f"{name} failed 100 times in a row")
 
     def _sync(self) -> None:
         before = self._state.revision
@@ -241,11 +248,11 @@ class Peer:
         revision = self._state.revision
         found = self._digest()
         if self._in_step and (revision != before or found != self._hash):
-            raise Violation(
+            raise ViolationError(
                 f"in step at revision {before} (state {self._hash}), and yet the sync changed that to "
                 f"{revision} (state {found})"
             )
-        self._in_step, self._hash = True, found
+        self._in_step, self._hash, self._alone = True, found, False
         self._tell("agreed", group=self._group, revision=revision, hash=found)
 
     def _step(self) -> None:
@@ -257,7 +264,7 @@ class Peer:
         batches = draw_step(config.seed, self._group, revision, list(config.kinds), config.max_bytes)
         try:
             members = step.run(batches)
-        except Alone:
+        except AloneError:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             return
         self._advance(step.digest)
@@ -313,7 +320,7 @@ def serve(config: Config, orders: socket.socket) -> None:
         peer.run()
     except BaseException as error:
         traceback.print_exc()
-        text = str(error) if isinstance(error, Violation) else f"{type(error).__name__}: {error}"
+        text = str(error) if isinstance(error, ViolationError) else f"{type(error).__name__}: {error}"
         peer._tell("violation", what=text)
         _quiet_exit(_VIOLATED)
     _quiet_exit(0)

@@ -28,7 +28,8 @@ class StressError(Exception):
 
 
 def _forkserver() -> Any:
-    """Forks peers from a process that has imported all they need: ten times as fast as a start from nothing."""
+    """Forks peers from a process that has imported all they need: ten times as fast as a start from
+    nothing."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pccl.stress.peer"])
     return context

@@ -1,5 +1,6 @@
-"""Where peers connect instead of the master: a TCP proxy, one port per peer, that can stand still in either direction, or
-reset what goes through it. A process of its own, so that nothing the orchestrator does delays heartbeats.
+"""Where peers connect instead of the master: a TCP proxy, one port per peer, that can stand still in either
+direction, or reset what goes through it. A process of its own, so that nothing the orchestrator does delays
+heartbeats.
 
 What cannot be passed on is kept back, not dropped: TCP would send it again, once the network is well.
 """

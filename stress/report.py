@@ -93,15 +93,15 @@ def text(report: dict[str, Any]) -> str:
     faults = ", ".join(f"{count} {kind}" for kind, count in report["faults"].items()) or "none"
     errors = ", ".join(f"{count} {result}" for result, count in report["calls_failed"].items()) or "none"
     steps = ", ".join(f"{count} in group {group}" for group, count in report["steps"].items())
+    name = setting["profile"]
+    times = ", ".join(f"{which} {everything[which + '_s']:.3f} s" for which in ("p50", "p99", "max"))
     lines = [
-        f"pccl stress: {setting['profile']}, seed {setting['seed']}, up to {setting['peers']} peers, "
-        f"{report['seconds']:.0f} s of faults: {report['outcome']}",
-        f"  faults         {sum(report['faults'].values())}: {faults}",
-        f"  recoveries     {everything['count']}: p50 {everything['p50_s']:.3f} s, "
-        f"p99 {everything['p99_s']:.3f} s, max {everything['max_s']:.3f} s",
+        f"pccl stress: {name}, seed {setting['seed']}, up to {setting['peers']} peers: {report['outcome']}",
+        f"  faults         {sum(report['faults'].values())} in {report['seconds']:.0f} s: {faults}",
+        f"  recoveries     {everything['count']}: {times}",
         f"  steps          {steps or 'none'}; {report['steps_per_s']:.1f} a second",
-        f"  ops            {report['ops_committed']} committed, {report['ops_retried']} retried, "
-        f"{report['bytes_sent'] / 1e9:.2f} GB sent",
+        f"  ops            {report['ops_committed']} committed, {report['ops_retried']} retried",
+        f"  bytes sent     {report['bytes_sent'] / 1e9:.2f} GB",
         f"  failed calls   {errors}",
         f"  processes      {report['processes']}, which joined {report['joins']} times",
         f"  parity checks  {report['parity_checks']}",

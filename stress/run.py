@@ -24,11 +24,13 @@ from .view import view
 __all__ = ["main"]
 
 _DESCRIPTION = """\
-Starts a master and peers as processes of this machine, which reduce tensors and keep a shared state in step, and
-kills, stops, cuts off and starts them at random moments. Each peer verifies each result to the bit; states are compared
-among all at every revision; every error must have a cause among the faults; no call may hang; nothing may grow.
+Starts a master and peers as processes of this machine, which reduce tensors and keep a shared state in
+step, and kills, stops, cuts off and starts them at random moments. Each peer verifies each result to the
+bit; states are compared among all at every revision; every error must have a cause among the faults; no
+call may hang; nothing may grow.
 
-The same seed gives the same schedule of faults. Exit status: 0 all held, 1 something did not, 2 wrong usage."""
+The same seed gives the same schedule of faults. Exit status: 0 all held, 1 something did not, 2 wrong
+usage."""
 
 
 def _range(text: str) -> tuple[float, float]:

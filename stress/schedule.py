@@ -1,8 +1,9 @@
 """Which fault happens when, and to whom: a pure function of the options, so that a seed can be run again.
 
-The schedule knows who is alive because it decides so itself: peers live in numbered slots, `spawn` fills the one
-that has been empty for longest, and `kill`, `term` and `close` empty one. Slots below WITNESSES are never
-emptied: their peers carry the state from the first step to the last, so that a state that goes back is a defect.
+The schedule knows who is alive because it decides so itself: peers live in numbered slots, `spawn` fills
+the one that has been empty for longest, and `kill`, `term` and `close` empty one. Slots below WITNESSES are
+never emptied: their peers carry the state from the first step to the last, so that a state that goes back
+is a defect.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How one peer makes the ops of a step, until all of them have succeeded.
 
-Peers stay in step because what each does next depends only on what all of them know alike: an op succeeds at all of them
-or fails at all of them, so all make it again, or none.
+Peers stay in step because what each does next depends only on what all of them know alike: an op succeeds
+at all of them or fails at all of them, so all make it again, or none.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 
 import pccl
 
-from .operations import COLLECTIVES, AllReduce, Batch, Violation
+from .operations import COLLECTIVES, AllReduce, Batch, ViolationError
 
-__all__ = ["Alone", "Mischief", "Step"]
+__all__ = ["AloneError", "Mischief", "Step"]
 
 # What makes an op fail at all peers, with their inputs as they were: they make it again.
 _AGAIN = (pccl.PeerLostError, pccl.MismatchError)
@@ -26,7 +26,7 @@ _MOST_ATTEMPTS = 200
 Watch = Callable[[str], AbstractContextManager[None]]
 
 
-class Alone(Exception):
+class AloneError(Exception):
     """All others are gone: the step is given up, and nothing of it counts."""
 
 
@@ -64,7 +64,8 @@ class Step:
         self._members: list[int] = []
 
     def run(self, batches: list[Batch]) -> list[int]:
-        """The members of each op in turn, as masks of slots. Raises Alone, or what ends the membership."""
+        """The members of each op in turn, as masks of slots. Raises AloneError, or what ends the
+        membership."""
         deferred: list[tuple[Batch, list[AllReduce], dict[int, pccl.AsyncReduceHandle]]] = []
         alone = False
         for batch in batches:
@@ -84,16 +85,16 @@ class Step:
                     deferred.append((batch, ops, self._start(ops, range(len(ops)), batch.retry)))
                 else:
                     self._await(ops, self._start(ops, range(len(ops)), batch.retry), batch.retry)
-            except Alone:
+            except AloneError:
                 alone = True  # nobody is left who could wait for the other batches
                 break
         for batch, ops, handles in deferred:
             try:
                 self._await(ops, handles, batch.retry)
-            except Alone:
+            except AloneError:
                 alone = True
         if alone:
-            raise Alone
+            raise AloneError
         return self._members
 
     @property
@@ -120,8 +121,8 @@ class Step:
                 self._failed([op], error, retry)
             except pccl.TooFewPeersError:
                 op.require_intact()
-                raise Alone from None
-        raise Violation(f"{op.name}: failed {_MOST_ATTEMPTS} times in a row")
+                raise AloneError from None
+        raise ViolationError(f"{op.name}: failed {_MOST_ATTEMPTS} times in a row")
 
     def _do_wrong(self, name: str, call: Callable[[], object]) -> None:
         """It must not succeed, unless nobody else is there."""
@@ -131,10 +132,10 @@ class Step:
         except _AGAIN:
             self.retries += 1
         except pccl.TooFewPeersError:
-            raise Alone from None
+            raise AloneError from None
         else:
             if self._comm.world_size > 1:
-                raise Violation(f"{name} succeeded, though no other peer made that call")
+                raise ViolationError(f"{name} succeeded, though no other peer made that call")
 
     def _list(self, ops: list[AllReduce]) -> None:
         window = self._choice.randint(1, len(ops) + 1)  # peers may have different ones
@@ -154,8 +155,8 @@ class Step:
             except pccl.TooFewPeersError:
                 for op in ops:
                     op.require_intact()
-                raise Alone from None
-        raise Violation(f"a list of {len(ops)} ops failed {_MOST_ATTEMPTS} times in a row")
+                raise AloneError from None
+        raise ViolationError(f"a list of {len(ops)} ops failed {_MOST_ATTEMPTS} times in a row")
 
     def _start(
         self, ops: list[AllReduce], which: range | list[int], retry: bool
@@ -189,13 +190,13 @@ class Step:
             if ending is not None:
                 raise ending
             if alone:
-                raise Alone
+                raise AloneError
             if not failed:
                 for index, op in enumerate(ops):
                     self._take(op, taken[index])
                 return
             handles = self._start(ops, failed, retry)
-        raise Violation(f"an async op failed {_MOST_ATTEMPTS} times in a row")
+        raise ViolationError(f"an async op failed {_MOST_ATTEMPTS} times in a row")
 
     # --- outcomes ----------------------------------------------------------------------------------------
 
@@ -204,7 +205,7 @@ class Step:
         for op in ops:
             op.require_intact()
         if retry and isinstance(error, pccl.PeerLostError):
-            raise Violation(f"{ops[0].name}: with retry, and yet: {error}")
+            raise ViolationError(f"{ops[0].name}: with retry, and yet: {error}")
 
     def _take(self, op: AllReduce, info: pccl.ReduceInfo | None) -> None:
         members = op.check(info.local_world_size if info is not None else 0)
