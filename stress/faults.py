@@ -48,6 +48,7 @@ class Faults:
             "schedule", {"kind": kind, "at": now, "peers": victims, "slots": fault.slots, "until": until}
         )
         getattr(self, "_do_" + kind)(fault, victims, until)
+        self._run.settle_recoveries()
 
     def _do_spawn(self, fault: Fault, victims: list[str], until: float) -> None:
         for slot in fault.slots:

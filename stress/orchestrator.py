@@ -204,8 +204,7 @@ class Orchestrator:
 
     def _on_step(self, living: Living, message: dict[str, Any]) -> None:
         living.info = message
-        peers = sum(one.group == living.group for one in self.peers.values())
-        self.tally.step(message, peers)
+        self.tally.step(message)
 
     def _on_out(self, living: Living, message: dict[str, Any]) -> None:
         living.info = {}
@@ -261,6 +260,17 @@ class Orchestrator:
             del self.by_slot[living.process.config.slot]
         living.process.end()
         self.proxy.ask("close", name=name)
+
+    def settle_recoveries(self) -> None:
+        """After a change of who is there."""
+        for group in (0, 1):
+            able = [
+                one
+                for one in self.peers.values()
+                if one.group == group and one.info and not one.ending and one.stopped_until is None
+            ]
+            if len(able) < 2:
+                self.tally.lonely(group)
 
     def finish(self, name: str, now: float) -> None:
         self.checks.disturbed(Disturbance("close", now, now, frozenset([name])))

@@ -56,8 +56,8 @@ class Tally:
         if group is not None and slot is not None:
             self._awaited.append(_Awaited(at, until, kind, group, slot))
 
-    def step(self, message: dict[str, Any], peers: int) -> None:
-        """A peer made a step; `peers` live in its group."""
+    def step(self, message: dict[str, Any]) -> None:
+        """A peer made a step."""
         group, revision, at = message["group"], message["revision"], message["at"]
         for name in ("ops", "retries", "bytes"):
             self.counts[name] += message[name]
@@ -71,8 +71,12 @@ class Tally:
             if not message["members"][-1] >> awaited.slot & 1:
                 self.recoveries.append(Recovery(awaited.at, awaited.kind, at - awaited.at))
                 self._awaited.remove(awaited)
-            elif at > awaited.until + 1.0 or peers < 2:
+            elif at > awaited.until + 1.0:
                 self._awaited.remove(awaited)  # it came back before anybody missed it
+
+    def lonely(self, group: int) -> None:
+        """It has fewer than two peers left, which make no step until others come: that says nothing."""
+        self._awaited = [one for one in self._awaited if one.group != group]
 
     def rate(self, now: float) -> float:
         """Steps per second, lately, of all groups together."""
