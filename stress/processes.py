@@ -146,7 +146,7 @@ class Master:
         raise StressError(f"the master does not start; see {self._log}")
 
     def is_alive(self) -> bool:
-        return self.handle is not None and self.handle.poll() is None  # type: ignore[attr-defined]
+        return self.handle is not None and self.handle.poll() is None
 
     def signal(self, number: int) -> None:
         if self.is_alive():

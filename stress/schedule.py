@@ -19,7 +19,8 @@ __all__ = ["KINDS", "PROFILES", "WITNESSES", "Fault", "Setting", "first_peers", 
 
 # The first peers of group 0, and one of group 1 if there are groups: never killed, closed or moved.
 WITNESSES = 2
-FEWEST_PEERS = 3
+# By group: so that one may be away and the state lives on among others.
+FEWEST_PEERS = (3, 2)
 
 # What can happen, and whether it needs a victim among the living.
 KINDS = {
@@ -104,6 +105,17 @@ class _Population:
     group_of: dict[int, int] = field(default_factory=dict)
     free: deque[int] = field(default_factory=deque)
 
+    def count(self, group: int) -> int:
+        return list(self.group_of.values()).count(group)
+
+    def dispensable(self) -> list[int]:
+        """Those whom their groups can do without."""
+        return [
+            slot
+            for slot, group in self.group_of.items()
+            if slot >= WITNESSES and self.count(group) > FEWEST_PEERS[group]
+        ]
+
     def fill(self, group: int) -> int:
         slot = self.free.popleft()
         self.group_of[slot] = group
@@ -116,7 +128,8 @@ class _Population:
 
 def _populate(setting: Setting) -> _Population:
     population = _Population(setting.peers, {}, deque(range(SLOTS)))
-    count = setting.peers if setting.profile == "none" else max(FEWEST_PEERS, (setting.peers + 1) // 2)
+    fewest = sum(FEWEST_PEERS[: setting.groups])
+    count = setting.peers if setting.profile == "none" else max(fewest, (setting.peers + 1) // 2)
     for index in range(min(count, setting.peers)):
         population.fill(1 if setting.groups > 1 and index % 3 == 1 else 0)
     return population
@@ -151,14 +164,14 @@ def _draw(
 ) -> Fault | None:
     kind = choice.choices(list(weights), list(weights.values()))[0]
     room = population.most - len(population.group_of)
-    mortal = [slot for slot in population.group_of if slot >= WITNESSES]
-    if kind in ("kill", "term", "close") and (not mortal or len(population.group_of) <= FEWEST_PEERS):
+    mortal = population.dispensable()
+    if kind in ("kill", "term", "close") and not mortal:
         kind = "spawn"
     elif kind in ("spawn", "burst") and room == 0:
-        kind = "kill"
+        kind = "kill" if mortal else "pause"
     elif kind == "regroup" and (setting.groups < 2 or not mortal):
         kind = "rejoin"
-    group = int(choice.random() < 0.3) if setting.groups > 1 else 0
+    group = int(setting.groups > 1 and 2 * population.count(1) < population.count(0))
     variant = choice.random()
     timeout = setting.timeout_s
     if kind in ("spawn", "burst"):

@@ -1,6 +1,7 @@
 """pccl with a defect planted, in an environment of its own.
 
-One copy of the sources and one build folder serve all defects, one after the other: only what changes is compiled.
+One copy of the sources and one build folder serve all defects, one after the other: only what changes is
+compiled.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 OUTPUT = ROOT / "build" / "defects"
 # Faults planted for the simulator that a run of real processes has to catch as well.
-SHARED = ("commit_one_early", "epoch_one_early", "lost_voter_awaited", "sync_one_early", "vote_of_the_dead")
+SHARED = ("commit_one_early", "lost_voter_awaited", "sync_one_early", "vote_of_the_dead")
 _NEEDED = ("csrc", "bindings", "cmake", "pccl", "benchmarks", "stress")
 _FILES = ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")
 
@@ -61,8 +62,8 @@ def build(defect: Mutation | None) -> Path:
     (site,) = environment.glob("lib/python3*/site-packages")
     shutil.rmtree(site)
     site.mkdir()
-    # All that pccl needs is where this Python has it; an editable pccl there is out of sight, since the .pth
-    # files of a folder that is named in a .pth file do not count.
+    # All that pccl needs is where this Python has it. An editable pccl there is out of sight: in a folder that
+    # is named in a .pth file, .pth files do not count.
     (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
     wheels = OUTPUT / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)

@@ -1,0 +1,182 @@
+"""What the stress run takes for a violation, and what not."""
+
+from __future__ import annotations
+
+import pytest
+from pccl.stress.checks import Checks, Disturbance, Limits
+from pccl.stress.flat import ALLOWED, Flat, Sample
+
+LIMITS = Limits.of(3.0)
+MASKS = [0b11]
+
+
+class Run:
+    """Two peers, a and b, that have been in step since 0 s."""
+
+    def __init__(self) -> None:
+        self.checks = Checks(LIMITS, 0.0)
+        for name in ("a", "b"):
+            self.checks.born(name, 0, 0.0)
+            self.tell(name, "in", 0.0, epoch=1, world=2)
+            self.agree(name, 0.0, 1, "one")
+
+    def tell(self, name: str, kind: str, at: float, **more: object) -> None:
+        self.checks.told(name, {"kind": kind, "at": at, "group": 0, **more})
+
+    def agree(self, name: str, at: float, revision: int, value: str) -> None:
+        self.tell(name, "agreed", at, revision=revision, hash=value)
+
+    def fail(self, name: str, at: float, result: str, seconds: float = 0.1) -> None:
+        self.tell(name, "error", at, call="all_reduce", result=result, text="why", seconds=seconds)
+
+    def fault(self, kind: str, at: float, *names: str, lasts: float = 0.0) -> None:
+        self.checks.disturbed(Disturbance(kind, at, at + lasts, frozenset(names)))
+
+    @property
+    def violations(self) -> list[str]:
+        return [one.what for one in self.checks.violations]
+
+
+def test_equal_states_and_members_are_fine() -> None:
+    run = Run()
+    for name in ("a", "b"):
+        run.tell(name, "step", 1.0, revision=1, members=MASKS)
+        run.agree(name, 1.1, 2, "two")
+    assert run.violations == []
+    assert run.checks.parity_checks == 3
+
+
+def test_another_state_at_the_same_revision_is_a_violation() -> None:
+    run = Run()
+    run.agree("a", 1.0, 2, "two")
+    run.agree("b", 1.0, 2, "other")
+    assert len(run.violations) == 1
+    assert run.checks.violations[0].peers == ["a", "b"]
+
+
+def test_other_members_of_the_same_step_are_a_violation() -> None:
+    run = Run()
+    run.tell("a", "step", 1.0, revision=1, members=[0b11])
+    run.tell("b", "step", 1.0, revision=1, members=[0b111])
+    assert len(run.violations) == 1
+
+
+def test_a_state_that_nobody_holds_any_more_may_be_made_anew() -> None:
+    run = Run()
+    run.agree("a", 1.0, 2, "two")
+    run.tell("a", "out", 2.0, why="EvictedError")
+    run.agree("b", 3.0, 2, "other")
+    run.agree("a", 3.1, 2, "other")
+    assert run.violations == []
+
+
+@pytest.mark.parametrize("result", ["RANK_CONNECTION_LOST", "MISMATCH", "EVICTED", "MASTER_CONNECTION_LOST"])
+def test_an_error_without_a_fault_is_a_violation(result: str) -> None:
+    run = Run()
+    run.fault("spawn", 99.0)
+    run.fail("a", 100.0, result)
+    assert len(run.violations) == 1
+
+
+@pytest.mark.parametrize("result", ["INTERNAL_ERROR", "INVALID_USAGE", "REFUSED", "TIMEOUT"])
+def test_some_errors_have_no_excuse(result: str) -> None:
+    run = Run()
+    for kind in ("kill", "pause", "reset", "mismatch", "master_kill"):
+        run.fault(kind, 99.0, "a")
+    run.fail("a", 100.0, result)
+    assert len(run.violations) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "result"),
+    [
+        ("kill", "RANK_CONNECTION_LOST"),
+        ("mismatch", "MISMATCH"),
+        ("pause", "EVICTED"),
+        ("reset", "MASTER_CONNECTION_LOST"),
+        ("master_kill", "MASTER_CONNECTION_FAILED"),
+    ],
+)
+def test_an_error_has_its_cause_before_it_but_not_long_before(kind: str, result: str) -> None:
+    run = Run()
+    run.fault(kind, 100.0, "a", lasts=2.0)
+    run.fail("a", 103.0, result)
+    assert run.violations == []
+    run.fail("a", 102.0 + LIMITS.window_s + 1.0, result)
+    assert len(run.violations) == 1
+
+
+def test_a_healthy_peer_must_not_be_evicted_for_another_one() -> None:
+    run = Run()
+    run.fault("pause", 100.0, "b", lasts=6.0)
+    run.fail("a", 104.0, "EVICTED")
+    assert len(run.violations) == 1
+
+
+def test_nobody_is_alone_beside_a_peer_in_step() -> None:
+    run = Run()
+    run.fail("a", 100.0, "TOO_FEW_PEERS")
+    assert len(run.violations) == 1
+
+
+def test_a_peer_is_alone_when_the_other_was_put_out() -> None:
+    run = Run()
+    run.fault("pause", 95.0, "b", lasts=6.0)
+    run.fail("a", 100.0, "TOO_FEW_PEERS")
+    assert run.violations == []
+
+
+def test_ending_without_an_order_is_a_violation() -> None:
+    run = Run()
+    run.fault("kill", 1.0, "a")
+    run.checks.ended("a", -9, 1.1)
+    assert run.violations == []
+    run.checks.ended("b", -11, 1.2)
+    assert len(run.violations) == 1
+
+
+def test_a_call_that_hangs_is_told_once() -> None:
+    run = Run()
+    for seconds in (1.0, LIMITS.bound_s + 1, LIMITS.bound_s + 2):
+        run.tell("a", "beat", 100.0 + seconds, call="sync_shared_state", seconds=seconds)
+    assert len(run.violations) == 1
+    assert run.checks.look(1.0, set()) == ["a"]  # which is to say where
+
+
+def test_silence_is_a_violation_unless_the_peer_is_stopped() -> None:
+    run = Run()
+    run.tell("b", "beat", LIMITS.bound_s, call="", seconds=0.0)
+    run.checks.look(LIMITS.bound_s + 1.0, {"a"})
+    assert run.violations == []
+    run.checks.look(LIMITS.bound_s + 1.0, set())
+    assert len(run.violations) == 1
+
+
+def test_a_group_that_makes_no_step_is_a_violation() -> None:
+    run = Run()
+    run.checks.look(0.0, set())
+    for name in ("a", "b"):
+        run.tell(name, "beat", LIMITS.progress_s, call="", seconds=0.0)
+    run.checks.look(LIMITS.progress_s + 1.0, set())
+    assert len(run.violations) == 1
+
+
+def grown(step: dict[str, int]) -> list[str]:
+    """What Flat says of five minutes in which these things grow by so much a second."""
+    flat, found = Flat(0.0), []
+    for second in range(0, 300, 2):
+        sample = {"memory_bytes": 50 << 20, "files": 30, "threads": 4}
+        sample = {name: value + step.get(name, 0) * second + (second % 8) for name, value in sample.items()}
+        found += flat.add(Sample(float(second), **sample))
+    return found
+
+
+def test_what_stays_is_flat() -> None:
+    assert grown({}) == []
+
+
+@pytest.mark.parametrize("name", list(ALLOWED))
+def test_what_grows_is_found_once(name: str) -> None:
+    found = grown({name: max(ALLOWED[name] // 60, 1)})
+    assert len(found) == 1
+    assert found[0].startswith(name)
