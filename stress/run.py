@@ -53,8 +53,8 @@ def _positive(text: str) -> float:
 
 def _peers(text: str) -> int:
     value = int(text)
-    if not 3 <= value <= MOST_MEMBERS:
-        raise argparse.ArgumentTypeError(f"{text}: from 3 to {MOST_MEMBERS}")
+    if not 4 <= value <= MOST_MEMBERS:
+        raise argparse.ArgumentTypeError(f"{text}: from 4 to {MOST_MEMBERS}")
     return value
 
 
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_peers,
         default=8,
         metavar="MAX",
-        help=f"at most so many, 3 to {MOST_MEMBERS} (default 8)",
+        help=f"at most so many, 4 to {MOST_MEMBERS} (default 8)",
     )
     add("--seed", type=int, help="of the schedule and all values (default: a random one, which is printed)")
     add("--profile", choices=PROFILES, default="mixed", help="which faults (default mixed; none: to compare)")
@@ -157,6 +157,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.report is not None and not options.report.absolute().parent.is_dir():
         parser.error(f"--report: {options.report.parent} is no folder")
+    if options.groups == 2 and options.peers < 6:
+        parser.error("--groups 2: wants --peers 6 or more")
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 31)
     setting = Setting(
         seed=seed,

@@ -168,7 +168,9 @@ def _draw(
     if kind in ("kill", "term", "close") and not mortal:
         kind = "spawn"
     elif kind in ("spawn", "burst") and room == 0:
-        kind = "kill" if mortal else "pause"
+        if not mortal:
+            return None
+        kind = "kill"
     elif kind == "regroup" and (setting.groups < 2 or not mortal):
         kind = "rejoin"
     group = int(setting.groups > 1 and 2 * population.count(1) < population.count(0))

@@ -72,10 +72,11 @@ def test_the_wheel_is_for_the_stable_abi(wheel: Path) -> None:
     assert "pccl/_native.abi3.so" in names
     # All of the package, and nothing that belongs elsewhere.
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pccl").glob("*.py")}
-    sources |= {f"pccl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "benchmarks").rglob("*.py")}
+    for folder in ("benchmarks", "stress"):
+        sources |= {f"pccl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / folder).rglob("*.py")}
     assert sources | {"pccl/py.typed"} <= set(names)
     assert not [
-        name for name in names if name.startswith(("tests", "include", "lib", "examples", "benchmarks"))
+        name for name in names if name.startswith(("tests", "include", "lib", "examples", "benchmarks", "stress"))
     ]
 
 

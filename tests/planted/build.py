@@ -62,8 +62,8 @@ def build(defect: Mutation | None) -> Path:
     (site,) = environment.glob("lib/python3*/site-packages")
     shutil.rmtree(site)
     site.mkdir()
-    # All that pccl needs is where this Python has it. An editable pccl there is out of sight: in a folder that
-    # is named in a .pth file, .pth files do not count.
+    # All that pccl needs is where this Python has it; an editable pccl there is out of sight: .pth files
+    # count in no folder that a .pth file names.
     (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
     wheels = OUTPUT / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)

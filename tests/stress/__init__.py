@@ -1,1 +1,0 @@
-"""Defects planted in pccl, each of which `pccl stress` has to catch: `python -m tests.stress`."""

@@ -1,0 +1,102 @@
+"""`pccl stress` as a command: it holds, it reports, and it finds what is planted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HANG_S = 240.0  # far beyond a short run with all its bounds
+
+
+def stress(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pccl", "stress", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["mixed", "master"])
+def test_all_holds_under_churn(profile: str, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    done = stress(
+        *("--minutes", "0.3", "--peers", "6", "--seed", "5", "--profile", profile),
+        *("--report", str(file), "--keep", str(tmp_path / "logs")),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(file.read_text())
+    assert report["schema"] == "pccl.stress/1"
+    assert report["outcome"] == "held"
+    assert report["violations"] == []
+    assert sum(report["faults"].values()) >= 8
+    assert report["ops_committed"] > 100
+    assert report["parity_checks"] > 100
+    assert all(revision > 1 for revision in report["last_revision"].values())
+    assert file.with_suffix(".png").stat().st_size > 1000
+    journal = [json.loads(line) for line in (tmp_path / "logs" / "journal.jsonl").read_text().splitlines()]
+    assert sum(line["who"] == "schedule" for line in journal) == sum(report["faults"].values())
+
+
+def planted(*arguments: str) -> list[str]:
+    """The lines of `python -m tests.planted`, which fails if a defect is not caught."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.planted", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=2 * HANG_S,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_a_planted_defect_is_caught() -> None:
+    """All of them: python -m tests.planted."""
+    (line,) = planted("input_not_restored")
+    assert " caught " in line
+
+
+def test_every_planted_defect_fits_the_code_as_it_is() -> None:
+    assert len(planted("--check")) >= 8
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--peers", "3"],
+        ["--peers", "17"],
+        ["--profile", "nonsense"],
+        ["--ops", "nonsense"],
+        ["--minutes", "0"],
+        ["--fault-every", "2-1"],
+        ["--max-bytes", "12X"],
+        ["--groups", "2", "--peers", "5"],
+        ["--report", "/nowhere/at/all.json"],
+    ],
+)
+def test_wrong_usage_is_told(arguments: list[str]) -> None:
+    done = stress(*arguments)
+    assert done.returncode == 2
+    assert arguments[-2] in done.stderr or arguments[0] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_missing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "psutil.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'psutil'\", name='psutil')"
+    )
+    done = stress("--minutes", "0.1", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "pip install 'pccl[stress]'" in done.stderr
