@@ -116,6 +116,10 @@ class _Table:
         return None
 
 
+def _names_ranks(call: str) -> bool:
+    return any(name in call for name in ("Broadcast", "AllGather", "ReduceScatter"))
+
+
 class Checks:
     def __init__(self, limits: Limits, began: float) -> None:
         self.limits = limits
@@ -220,6 +224,8 @@ class Checks:
         elif result in _CAUSES:
             own, any_ = _CAUSES[result]
             began = at - message["seconds"]
+            if result == "RANK_CONNECTION_LOST" and _names_ranks(message["call"]):
+                any_ += ("close", "regroup")  # who leaves in good order changes ranks all the same
             allowed = self._is_explained(name, own, any_, began, at)
         else:
             allowed = False

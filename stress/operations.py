@@ -8,9 +8,9 @@ style, in steps.py.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -18,8 +18,9 @@ import pccl
 
 from .arithmetic import Array, Shape, contribution, draw_shape, members_of, reduction
 
-__all__ = ["COLLECTIVES", "STYLES", "AllReduce", "Batch", "ViolationError", "draw_step"]
+__all__ = ["REDUCE", "STYLES", "AllReduce", "Batch", "Op", "ViolationError", "difference", "draw_step"]
 
+REDUCE = "reduce"  # the collective that is always among the ops
 # How the ops of a batch are made: one after the other; at once, in an order that every peer chooses for
 # itself; or as a list with retries.
 STYLES = ("sync", "async", "multiple")
@@ -29,10 +30,36 @@ class ViolationError(Exception):
     """Something that must never happen did."""
 
 
+class Op(Protocol):
+    """One op of one peer, made as often as it takes. How it fails is told by the exceptions of pccl."""
+
+    shape: Shape
+    retries_when_lost: ClassVar[bool]  # with retry=True it never fails for the loss of a peer
+    tells_all: ClassVar[bool]  # check() returns all who took part
+
+    @property
+    def name(self) -> str: ...
+
+    def call(self, comm: pccl.Communicator, retry: bool) -> pccl.ReduceInfo:
+        """Make it."""
+
+    def start(self, comm: pccl.Communicator, retry: bool) -> pccl.AsyncReduceHandle:
+        """Start it."""
+
+    def require_intact(self) -> None:
+        """After a failure: raise ViolationError unless the input is as it was."""
+
+    def check(self, world: int) -> list[int]:
+        """After a success in a world of so many (0: unknown): whose inputs are in the result, by their slots.
+        Raises ViolationError unless the result is exactly what these give."""
+
+
 class AllReduce:
-    """One all-reduce of one peer, as often as it takes."""
+    """One all-reduce of one peer."""
 
     options: ClassVar[dict[str, Any]] = {}
+    retries_when_lost: ClassVar[bool] = True
+    tells_all: ClassVar[bool] = True
 
     def __init__(self, shape: Shape, slot: int, in_place: bool) -> None:
         self.shape, self.slot = shape, slot
@@ -44,7 +71,7 @@ class AllReduce:
     def name(self) -> str:
         shape = self.shape
         place = "in place" if self.recv is None else "out of place"
-        return f"{shape.op} of {shape.count} {shape.dtype}, tag {shape.tag}, {place}"
+        return f"AllReduce ({shape.op}) of {shape.count} {shape.dtype}, tag {shape.tag}, {place}"
 
     def call(self, comm: pccl.Communicator, retry: bool) -> pccl.ReduceInfo:
         return comm.all_reduce(
@@ -70,8 +97,7 @@ class AllReduce:
         )
 
     def require_intact(self) -> None:
-        """After a failure: the input must be as it was."""
-        wrong = _difference(self.send, self.before)
+        wrong = difference(self.send, self.before)
         if wrong is not None:
             raise ViolationError(f"{self.name}: failed, and its input was changed: {wrong}")
 
@@ -84,7 +110,7 @@ class AllReduce:
             raise ViolationError(
                 f"{self.name}: the result is over {members}; this is {self.slot}, in a world of {world}"
             )
-        wrong = _difference(result, reduction(self.shape, members))
+        wrong = difference(result, reduction(self.shape, members))
         if wrong is not None:
             raise ViolationError(f"{self.name}: a wrong result over {members}: {wrong}")
         if self.recv is not None:
@@ -100,7 +126,7 @@ _DATATYPES = {
 }
 
 
-def _difference(found: Array, expected: Array) -> str | None:
+def difference(found: Array, expected: Array) -> str | None:
     """Where two arrays of the same shape differ, to the bit; None if they do not."""
     if found.tobytes() == expected.tobytes():
         return None
@@ -110,9 +136,6 @@ def _difference(found: Array, expected: Array) -> str | None:
         f"{places.size} of {found.size} elements, from {first} to {int(places[-1]) if places.size else -1}; "
         f"the first is {found[first]} instead of {expected[first]}"
     )
-
-
-COLLECTIVES: dict[str, Callable[[Shape, int, bool], AllReduce]] = {"reduce": AllReduce}
 
 
 @dataclass(frozen=True)
@@ -128,16 +151,18 @@ class Batch:
     deferred: bool = False
 
 
-def draw_step(seed: int, group: int, revision: int, kinds: list[str], max_bytes: int) -> list[Batch]:
-    """The ops of one step: one to three batches."""
+def draw_step(seed: int, group: int, revision: int, kinds: Sequence[str], max_bytes: int) -> list[Batch]:
+    """The ops of one step: one to three batches. `kinds`: styles, and collectives beside all-reduce."""
     choice = random.Random(f"{seed} {group} {revision}")
     styles = [style for style in STYLES if style in kinds]
-    collectives = [name for name in COLLECTIVES if name == "reduce" or name in kinds]
+    others = [name for name in kinds if name not in STYLES]
     batches: list[Batch] = []
     tag = 0 if choice.random() < 0.5 else revision << 8  # the same tags over and over, or always fresh ones
     for _ in range(choice.randint(1, 3)):
         style = choice.choice(styles)
-        collective = choice.choice(collectives) if style != "multiple" else "reduce"
+        # The first one is an all-reduce: it tells over whom it was taken.
+        alike = not batches or not others or style == "multiple" or choice.random() < 0.4
+        collective = REDUCE if alike else choice.choice(others)
         count = 1 if style == "sync" else choice.randint(2, 5)
         shapes = tuple(
             draw_shape(choice, f"{seed} {group} {revision} {tag + i}", tag + i, max_bytes)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from .arithmetic import MOST_MEMBERS
-from .operations import COLLECTIVES, STYLES
+from .collectives import COLLECTIVES
+from .operations import REDUCE, STYLES
 from .orchestrator import Load, Orchestrator
 from .processes import StressError
 from .report import document, text
@@ -71,7 +72,7 @@ def _size(text: str) -> int:
 
 
 def _kinds(text: str) -> tuple[str, ...]:
-    known = [*STYLES, *(name for name in COLLECTIVES if name != "reduce")]
+    known = [*STYLES, *(name for name in COLLECTIVES if name != REDUCE)]
     names = tuple(known) if text == "all" else tuple(text.split(","))
     wrong = [name for name in names if name not in known]
     if wrong:

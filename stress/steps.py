@@ -15,7 +15,8 @@ import numpy as np
 
 import pccl
 
-from .operations import COLLECTIVES, AllReduce, Batch, ViolationError
+from .collectives import COLLECTIVES
+from .operations import AllReduce, Batch, Op, ViolationError
 
 __all__ = ["AloneError", "Mischief", "Step"]
 
@@ -66,7 +67,7 @@ class Step:
     def run(self, batches: list[Batch]) -> list[int]:
         """The members of each op in turn, as masks of slots. Raises AloneError, or what ends the
         membership."""
-        deferred: list[tuple[Batch, list[AllReduce], dict[int, pccl.AsyncReduceHandle]]] = []
+        deferred: list[tuple[Batch, list[Op], dict[int, pccl.AsyncReduceHandle]]] = []
         alone = False
         for batch in batches:
             make = COLLECTIVES[batch.collective]
@@ -104,7 +105,7 @@ class Step:
 
     # --- styles --------------------------------------------------------------------------------------
 
-    def _one(self, op: AllReduce, retry: bool) -> None:
+    def _one(self, op: Op, retry: bool) -> None:
         if self._mischief.misplaced and not self._in_flight:  # a joint call wants no op in flight
             self._mischief.misplaced = False
             # May succeed, if all others do it too.
@@ -115,7 +116,7 @@ class Step:
             self._do_wrong("a wrong op", lambda: self._comm.all_reduce(wrong, tag=op.shape.tag), fails=True)
         for _ in range(_MOST_ATTEMPTS):
             try:
-                with self._watch(f"all_reduce ({op.name})"):
+                with self._watch(op.name):
                     info = op.call(self._comm, retry)
                 return self._take(op, info)
             except _AGAIN as error:
@@ -137,13 +138,13 @@ class Step:
             if fails:
                 raise ViolationError(f"{name} succeeded, though no other peer made that call")
 
-    def _list(self, ops: list[AllReduce]) -> None:
+    def _list(self, ops: list[Op]) -> None:
         window = self._choice.randint(1, len(ops) + 1)  # peers may have different ones
         for _ in range(_MOST_ATTEMPTS):
             try:
                 with self._watch(f"all_reduce_multiple_with_retry ({len(ops)} ops)"):
                     info = self._comm.all_reduce_multiple_with_retry(
-                        [op.descriptor() for op in ops], max_in_flight=window
+                        [op.descriptor() for op in ops if isinstance(op, AllReduce)], max_in_flight=window
                     )
                 self.bytes += info.tx_bytes
                 for op in ops:
@@ -159,17 +160,17 @@ class Step:
         raise ViolationError(f"a list of {len(ops)} ops failed {_MOST_ATTEMPTS} times in a row")
 
     def _start(
-        self, ops: list[AllReduce], which: range | list[int], retry: bool
+        self, ops: list[Op], which: range | list[int], retry: bool
     ) -> dict[int, pccl.AsyncReduceHandle]:
         order = list(which)
         self._choice.shuffle(order)  # every peer has its own
         handles = {}
         for index in order:
-            with self._watch(f"all_reduce_async ({ops[index].name})"):
+            with self._watch(f"start of {ops[index].name}"):
                 handles[index] = ops[index].start(self._comm, retry)
         return handles
 
-    def _await(self, ops: list[AllReduce], handles: dict[int, pccl.AsyncReduceHandle], retry: bool) -> None:
+    def _await(self, ops: list[Op], handles: dict[int, pccl.AsyncReduceHandle], retry: bool) -> None:
         taken: dict[int, pccl.ReduceInfo] = {}
         for _ in range(_MOST_ATTEMPTS):
             failed, alone = [], False
@@ -177,7 +178,7 @@ class Step:
             # All of them, before any is started again: else two peers could wait for each other.
             for index, handle in handles.items():
                 try:
-                    with self._watch(f"result ({ops[index].name})"):
+                    with self._watch(f"result of {ops[index].name}"):
                         taken[index] = handle.result()
                 except _AGAIN as error:
                     failed.append(index)
@@ -200,17 +201,18 @@ class Step:
 
     # --- outcomes ----------------------------------------------------------------------------------------
 
-    def _failed(self, ops: list[AllReduce], error: pccl.PCCLError, retry: bool) -> None:
+    def _failed(self, ops: list[Op], error: pccl.PCCLError, retry: bool) -> None:
         self.retries += 1
         for op in ops:
             op.require_intact()
-        if retry and isinstance(error, pccl.PeerLostError):
+        if retry and ops[0].retries_when_lost and isinstance(error, pccl.PeerLostError):
             raise ViolationError(f"{ops[0].name}: with retry, and yet: {error}")
 
-    def _take(self, op: AllReduce, info: pccl.ReduceInfo | None) -> None:
+    def _take(self, op: Op, info: pccl.ReduceInfo | None) -> None:
         members = op.check(info.local_world_size if info is not None else 0)
         mask = sum(1 << slot for slot in members)
-        self._members.append(mask)
+        if op.tells_all:
+            self._members.append(mask)
         self._results.update(f"{op.shape.key} {mask} ".encode())
         self.committed += 1
         if info is not None:
