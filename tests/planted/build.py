@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 OUTPUT = ROOT / "build" / "defects"
 # Faults planted for the simulator that a run of real processes has to catch as well.
-SHARED = ("commit_one_early", "lost_voter_awaited", "sync_one_early", "vote_of_the_dead")
+SHARED = ("commit_one_early", "ring_one_step_short", "sync_one_early")
 _NEEDED = ("csrc", "bindings", "cmake", "pccl", "benchmarks", "stress")
 _FILES = ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")
 
