@@ -191,7 +191,7 @@ class Orchestrator:
             return
         messages, ended = living.process.hear()
         for message in messages:
-            if message["kind"] not in ("beat", "agreed"):
+            if message["kind"] not in ("beat", "agreed", "step"):
                 self.write(name, message)
             self.checks.told(name, message)
             getattr(self, "_on_" + message["kind"], lambda *_: None)(living, message)

@@ -27,6 +27,7 @@ import numpy as np
 
 import pccl
 
+from .lifeline import end_with_parent
 from .operations import ViolationError, draw_step
 from .schedule import WITNESSES
 from .steps import AloneError, Mischief, Step
@@ -307,6 +308,7 @@ def _quiet_exit(status: int) -> None:
 
 def serve(config: Config, orders: socket.socket) -> None:
     """The life of a peer process. Does not return."""
+    end_with_parent()
     log = os.open(config.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from .lifeline import end_with_parent
 from .peer import Config, serve
 
 __all__ = ["Master", "PeerProcess", "StressError", "start"]
@@ -31,7 +32,7 @@ def _forkserver() -> Any:
     """Forks peers from a process that has imported all they need: ten times as fast as a start from
     nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pccl.stress.peer"])
+    context.set_forkserver_preload(["pccl.stress.forker"])
     return context
 
 
@@ -130,6 +131,7 @@ class Master:
                 env={"PCCL_LOG_LEVEL": "INFO", **os.environ},
                 cwd="/",
                 start_new_session=True,  # Ctrl-C is for the orchestrator
+                preexec_fn=end_with_parent,
             )
         self.lives += 1
         deadline = time.monotonic() + _SECONDS_TO_START

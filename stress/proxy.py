@@ -17,7 +17,9 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["serve"]
+from .lifeline import end_with_parent
+
+__all__ = ["Proxy", "serve"]
 
 _READ_BYTES = 1 << 16
 _MOST_HELD_BYTES = 1 << 20  # in each direction: no more is read until it is gone
@@ -179,6 +181,7 @@ class _Proxy:
 
 def serve(orders: socket.socket) -> None:
     """The life of the process. Does not return."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _Proxy(orders).run()
 

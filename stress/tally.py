@@ -42,8 +42,8 @@ class Tally:
     recoveries: list[Recovery] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)  # ops, retries, aborted, bytes, lives …
     steps: dict[int, int] = field(default_factory=dict)  # by group: revisions made
-    step_times: deque[float] = field(default_factory=lambda: deque(maxlen=100_000))
-    events: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=2000))
+    step_times: deque[float] = field(default_factory=lambda: deque(maxlen=500_000))
+    events: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=50_000))
     _seen: dict[int, int] = field(default_factory=dict)
     _awaited: list[_Awaited] = field(default_factory=list)
 

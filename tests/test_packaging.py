@@ -75,9 +75,8 @@ def test_the_wheel_is_for_the_stable_abi(wheel: Path) -> None:
     for folder in ("benchmarks", "stress"):
         sources |= {f"pccl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / folder).rglob("*.py")}
     assert sources | {"pccl/py.typed"} <= set(names)
-    assert not [
-        name for name in names if name.startswith(("tests", "include", "lib", "examples", "benchmarks", "stress"))
-    ]
+    elsewhere = ("tests", "include", "lib", "examples", "benchmarks", "stress")
+    assert not [name for name in names if name.startswith(elsewhere)]
 
 
 @pytest.mark.slow

@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,3 +102,24 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
     done = stress("--minutes", "0.1", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert "pip install 'pccl[stress]'" in done.stderr
+
+
+def children(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def test_nothing_is_left_when_it_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pccl", "stress", "--profile", "none", "--peers", "4"]
+    run = subprocess.Popen([*command, "--keep", str(tmp_path)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + HANG_S
+    while len(list(tmp_path.glob("s*.log"))) < 4:  # the peers have started
+        assert time.monotonic() < deadline
+        assert run.poll() is None
+        time.sleep(0.05)
+    left = children(run.pid)
+    assert len(left) >= 6
+    left[-1].suspend()  # one that cannot see that anybody has ended
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs(left, timeout=HANG_S)
+    assert alive == []

@@ -16,8 +16,10 @@ from .build import ROOT, build, defects
 MINUTES = 2
 # What each defect takes; the rest are caught by a run of all kinds of faults.
 PROFILES = {
-    **{"memory_leaked": "none", "oldest_state_elected": "joinstorm"},
-    **{"sync_one_early": "joinstorm", "vote_forgotten": "joinstorm"},
+    "memory_leaked": "none",
+    "oldest_state_elected": "joinstorm",
+    "sync_one_early": "joinstorm",
+    "vote_forgotten": "joinstorm",
 }
 LONGEST_S = 400.0  # far beyond a run with all its bounds
 
