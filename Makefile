@@ -14,11 +14,7 @@ C_OURS = $(shell find csrc tests -name '*.[ch]' -o -name '*.cpp')
 
 SHELL := /bin/bash
 
-<<<<<<< HEAD
-.PHONY: help setup build test demo bench bench-table tidy format asan tsan sim sim-mutations fuzz stress wheel clean
-=======
-.PHONY: help setup build test demo bench tidy format asan tsan sim sim-mutations fuzz stress stress-planted wheel clean
->>>>>>> 62cc564 (stress: make stress, in CI, with its tests; docs)
+.PHONY: help setup build test demo bench bench-table tidy format asan tsan sim sim-mutations fuzz stress stress-planted wheel clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
