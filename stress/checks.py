@@ -19,13 +19,13 @@ _NET = ("reset", "stall", "oneway")
 _MASTER = ("master_kill",)
 # What may make calls of other peers fail: everything that ends a membership, or an epoch, without a goodbye
 # between ops.
-_DISRUPTIVE = ("kill", "term", "leave", "rejoin", "pause", "mismatch", "misplaced", *_NET, *_MASTER)
+_DISRUPTIVE = ("kill", "term", "leave", "rejoin", "pause", "mismatch", "misplaced", "links", *_NET, *_MASTER)
 
 # Results that may be seen, and their causes: faults of the peer itself, and faults of whoever.
 _CAUSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "RANK_CONNECTION_LOST": ((), _DISRUPTIVE),
     "MISMATCH": ((), ("mismatch", "misplaced")),
-    "EVICTED": (("pause", *_NET), ()),
+    "EVICTED": (("pause", "links", *_NET), ()),
     "MASTER_CONNECTION_LOST": (("pause", *_NET), _MASTER),
     "MASTER_CONNECTION_FAILED": (_NET, _MASTER),
 }
@@ -188,16 +188,7 @@ class Checks:
             self.violate(at, f"{name}: {message['call']} hangs: {message['seconds']:.0f} s so far", [name])
 
     def _on_agreed(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
-        group, revision = message["group"], message["revision"]
-        holders = self._holders(group)
-        known = self._states.put((group, revision), message["hash"], (name, peer.memberships), holders)
-        if known is not None:
-            self.violate(
-                at,
-                f"{name} holds state {message['hash']} at revision {revision} of group {group}; "
-                f"{known.names} hold {known.value}",
-                {name, *known.names},
-            )
+        self._compare(self._states, name, message, message["hash"])
         if peer.inside_since is None:
             peer.inside_since = at
 
@@ -205,14 +196,19 @@ class Checks:
         group, revision = message["group"], message["revision"]
         self._advanced[group] = at
         self.revisions[group] = revision + 1
-        known = self._ops.put(
-            (group, revision), message["members"], (name, peer.memberships), self._holders(group)
-        )
+        self._compare(self._ops, name, message, message["members"])
+
+    def _compare(self, table: _Table, name: str, message: dict[str, Any], value: Any) -> None:
+        """With what others told of the same group and revision."""
+        group, revision = message["group"], message["revision"]
+        teller = (name, self.peers[name].memberships)
+        known = table.put((group, revision), value, teller, self._holders(group))
         if known is not None:
+            what = "state" if table is self._states else "members of each op"
             self.violate(
-                at,
-                f"{name} has the ops of step {revision} of group {group} over {message['members']}; "
-                f"{known.names} over {known.value}",
+                message["at"],
+                f"{what} at revision {revision} of group {group}: {value} at {name}, "
+                f"{known.value} at {', '.join(known.names)}",
                 {name, *known.names},
             )
 

@@ -35,6 +35,7 @@ KINDS = {
     "slow": "the program of a peer thinks for longer than the timeout",
     "mismatch": "a peer calls an op that the others do not call",
     "misplaced": "a peer makes a joint call where the others call an op",
+    "links": "the links of a peer with others are reset, by the kernel: for root, where it has iproute2",
     "reset": "the connection of a peer with the master is reset",
     "stall": "nothing passes between a peer and the master for a while",
     "oneway": "what a peer sends to the master is lost for a while, or the other way round",
@@ -47,7 +48,7 @@ PROFILES: dict[str, dict[str, float]] = {
     "none": {},
     "kill": {"spawn": 4, "burst": 0.5, "kill": 6, "term": 1, "close": 2},
     "pause": {"spawn": 1, "kill": 1, "pause": 5, "slow": 2},
-    "net": {"spawn": 1, "kill": 1, "reset": 4, "stall": 3, "oneway": 3},
+    "net": {"spawn": 1, "kill": 1, "links": 4, "reset": 3, "stall": 3, "oneway": 3},
     "joinstorm": {"spawn": 1, "burst": 6, "kill": 4, "close": 1, "rejoin": 2},
     "garbage": {"spawn": 1, "kill": 1, "garbage": 6, "mismatch": 2, "misplaced": 1},
     "master": {"spawn": 2, "kill": 2, "pause": 0.5, "master_kill": 1.5, "master_pause": 1.5},
@@ -63,6 +64,7 @@ PROFILES: dict[str, dict[str, float]] = {
         "slow": 1,
         "mismatch": 1,
         "misplaced": 0.6,
+        "links": 1,
         "reset": 1,
         "stall": 0.7,
         "oneway": 0.7,
@@ -129,7 +131,8 @@ class _Population:
 def _populate(setting: Setting) -> _Population:
     population = _Population(setting.peers, {}, deque(range(SLOTS)))
     fewest = sum(FEWEST_PEERS[: setting.groups])
-    count = setting.peers if setting.profile == "none" else max(fewest, (setting.peers + 1) // 2)
+    grows = "burst" in PROFILES[setting.profile]
+    count = max(fewest, (setting.peers + 1) // 2) if grows else setting.peers
     for index in range(min(count, setting.peers)):
         population.fill(1 if setting.groups > 1 and index % 3 == 1 else 0)
     return population
