@@ -19,15 +19,18 @@ def draw(run: Orchestrator, path: Path) -> None:
     def since(at: float) -> float:
         return (at - run.began) / 60
 
-    figure, (top, middle, low) = pyplot.subplots(3, 1, sharex=True, figsize=(12, 8), layout="constrained")
+    figure, (top, faults, middle, low) = pyplot.subplots(
+        4, 1, sharex=True, figsize=(12, 11), layout="constrained", height_ratios=(2, 3, 2, 2)
+    )
     minutes = [since(at) for at, *_ in run.samples]
     top.step(minutes, [peers for _, peers, *_ in run.samples], where="post", color="black")
     top.set_ylabel("peers")
-    for index, kind in enumerate(sorted(run.tally.faults)):
+    top.set_ylim(bottom=0)
+    kinds = sorted({text.split()[0] for _, text in run.tally.events}, reverse=True)
+    for row, kind in enumerate(kinds):
         times = [since(at) for at, text in run.tally.events if text.split()[0] == kind]
-        top.plot(times, [-0.4 * (index + 1)] * len(times), "|", markersize=5, label=kind)
-    if run.tally.faults:
-        top.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+        faults.plot(times, [row] * len(times), "|", color="black", markersize=6)
+    faults.set_yticks(range(len(kinds)), kinds)
     middle.plot(minutes, [rate for _, _, rate, _ in run.samples], color="black", label="steps/s")
     middle.set_ylabel("steps per second")
     points = [(since(one.at), one.seconds) for one in run.tally.recoveries]
@@ -39,7 +42,7 @@ def draw(run: Orchestrator, path: Path) -> None:
     low.set_ylabel("memory of all peers (MiB)")
     low.set_xlabel("minutes")
     for violation in run.checks.violations:
-        for axes in (top, middle, low):
+        for axes in (top, faults, middle, low):
             axes.axvline(since(violation.at), color="tab:red", linewidth=0.8)
     setting = run.setting
     top.set_title(f"pccl stress: {setting.profile}, seed {setting.seed}, up to {setting.peers} peers")
