@@ -19,7 +19,19 @@ _NET = ("reset", "stall", "oneway")
 _MASTER = ("master_kill",)
 # What may make calls of other peers fail: everything that ends a membership, or an epoch, without a goodbye
 # between ops.
-_DISRUPTIVE = ("kill", "term", "leave", "rejoin", "pause", "mismatch", "misplaced", "links", *_NET, *_MASTER)
+_DISRUPTIVE = (
+    "kill",
+    "term",
+    "replace",
+    "leave",
+    "rejoin",
+    "pause",
+    "mismatch",
+    "misplaced",
+    "links",
+    *_NET,
+    *_MASTER,
+)
 
 # Results that may be seen, and their causes: faults of the peer itself, and faults of whoever.
 _CAUSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -152,7 +164,7 @@ class Checks:
             if name in self.peers:
                 peer = self.peers[name]
                 peer.undisturbed_since = max(peer.undisturbed_since, disturbance.until)
-                if disturbance.kind in ("kill", "term", "close", "leave"):
+                if disturbance.kind in ("kill", "term", "replace", "close", "leave"):
                     peer.expected_to_end = True
 
     def ended(self, name: str, status: int | None, at: float) -> None:

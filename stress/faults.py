@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Faults"]
 
+_TAKING = (
+    "kill",
+    "term",
+    "replace",
+    "leave",
+    "pause",
+)  # a peer from the others, without a goodbye between ops
+
 
 class Faults:
     """happen() makes one happen; what it takes to end it is done later, by the orchestrator's clock."""
@@ -34,9 +42,7 @@ class Faults:
         if kind == "close" and fault.variant >= 0.5:
             kind = "leave"  # in the middle of its calls
         self._run.checks.disturbed(Disturbance(kind, now, until, frozenset(victims)))
-        taken = (
-            self._run.peers[victims[0]] if victims and kind in ("kill", "term", "leave", "pause") else None
-        )
+        taken = self._run.peers[victims[0]] if victims and kind in _TAKING else None
         self._run.tally.fault(
             fault.kind,
             now,
@@ -64,6 +70,10 @@ class Faults:
         self._run.peers[victims[0]].process.signal(signal.SIGTERM if fault.kind == "term" else signal.SIGKILL)
 
     _do_term = _do_kill
+
+    def _do_replace(self, fault: Fault, victims: list[str], until: float) -> None:
+        self._do_kill(fault, victims, until)
+        self._run.spawn(fault.slots[1], fault.group)
 
     def _do_close(self, fault: Fault, victims: list[str], until: float) -> None:
         self._run.finish(victims[0], time.monotonic())

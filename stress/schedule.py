@@ -28,6 +28,7 @@ KINDS = {
     "burst": "several peers start at once",
     "kill": "SIGKILL",
     "term": "SIGTERM",
+    "replace": "SIGKILL, and another peer starts at once",
     "close": "a peer says goodbye and ends: after its step, or in the middle of its calls",
     "rejoin": "a peer says goodbye in the middle of its calls and connects again",
     "regroup": "a peer leaves its group and joins the other",
@@ -46,6 +47,7 @@ KINDS = {
 
 PROFILES: dict[str, dict[str, float]] = {
     "none": {},
+    "replace": {"replace": 1},
     "kill": {"spawn": 4, "burst": 0.5, "kill": 6, "term": 1, "close": 2},
     "pause": {"spawn": 1, "kill": 1, "pause": 5, "slow": 2},
     "net": {"spawn": 1, "kill": 1, "links": 4, "reset": 3, "stall": 3, "oneway": 3},
@@ -168,6 +170,11 @@ def _draw(
     kind = choice.choices(list(weights), list(weights.values()))[0]
     room = population.most - len(population.group_of)
     mortal = population.dispensable()
+    if kind == "replace":
+        slot = choice.choice([slot for slot in population.group_of if slot >= WITNESSES])
+        group = population.group_of[slot]
+        population.empty(slot)
+        return Fault(at_s, kind, (slot, population.fill(group)), group=group)
     if kind in ("kill", "term", "close") and not mortal:
         kind = "spawn"
     elif kind in ("spawn", "burst") and room == 0:

@@ -45,7 +45,13 @@ def test_victims_are_alive_and_witnesses_stay(profile: str, seed: int) -> None:
     setting = dataclasses.replace(SETTING, profile=profile, seed=seed, groups=1 + seed % 2)
     alive = first_peers(setting)
     for fault in schedule(setting):
-        if fault.kind in ("spawn", "burst"):
+        if fault.kind == "replace":
+            old, new = fault.slots
+            assert old >= WITNESSES
+            assert new not in alive
+            assert alive.pop(old) == fault.group
+            alive[new] = fault.group
+        elif fault.kind in ("spawn", "burst"):
             assert not set(fault.slots) & set(alive)
             alive |= dict.fromkeys(fault.slots, fault.group)
         else:
