@@ -108,12 +108,17 @@ class Collectives:
     def _run_at_place(self, request: Request, retry: bool) -> ReduceInfo:
         """With retries as long as this peer's rank and the world size are as they were. C does not retry ops
         that name ranks: they may mean others by then."""
-        place = self._place() if retry else None
+        place = self._place_now()
         return attempt(
             lambda left: self._run(replace(request, timeout=left)),
-            lambda: retry and self._place() == place,
+            lambda: retry and self._place_now() == place,
             request.timeout,
         )
+
+    def _place_now(self) -> tuple[int, int]:
+        """World size and rank, (0, 0) when not connected: the op itself says best why it is not."""
+        info = self._info()
+        return info.world_size, info.rank
 
     def _place(self) -> tuple[int, int]:
         """World size and rank, of one epoch. InvalidUsage before connect()."""

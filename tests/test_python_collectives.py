@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 import tracemalloc
 from array import array
 from collections.abc import Iterator
@@ -340,3 +341,23 @@ def test_another_root_than_the_one_that_was_asked_is_a_lost_peer() -> None:
         _objects.broadcast(Hostile([announced, bytes(9)]), None, 1, 0, None)
     sent = struct.pack("<Q", 12345) + b"\x05"
     assert _objects.broadcast(Hostile([announced, sent]), None, 1, 0, None) == 5
+
+
+def test_a_lost_master_is_told_by_ops_that_name_ranks_too() -> None:
+    """Also when it was lost before the call: not as if connect() had never been called."""
+    with pccl.MasterNode("127.0.0.1:0") as node:
+        comm = pccl.Communicator(node.address)
+        comm.connect()
+    deadline = time.monotonic() + 60
+    while comm.world_size:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    x = numpy.ones(4, numpy.float32)
+    for call in (
+        lambda: comm.all_gather(x, numpy.empty((1, 4), numpy.float32), retry=True),
+        lambda: comm.reduce_scatter(numpy.ones((1, 4), numpy.float32), x, retry=True),
+        lambda: comm.broadcast(x, retry=True),
+    ):
+        with pytest.raises(pccl.MasterLostError):
+            call()
+    comm.close()
