@@ -216,5 +216,7 @@ def _buffer_memory(view: memoryview, role: str, writable: bool) -> Memory:
     if view.itemsize > 1 and order in (">!" if sys.byteorder == "little" else "<"):
         raise ValueError(f"{role} is in foreign byte order ({view.format!r})")
     datatype = DataType.from_dtype_name(f"{_FORMAT_KINDS[code]}{view.itemsize * 8}")
-    memory = ffi.from_buffer(view)
-    return Memory(int(ffi.cast("uintptr_t", memory)), view.nbytes // view.itemsize, datatype, memory)
+    # The view pins the memory. What from_buffer() returns must not be held as well: it would lock the view, and
+    # the interpreter crashes when both are garbage in one cycle, such as that of a kept exception.
+    address = int(ffi.cast("uintptr_t", ffi.from_buffer(view)))
+    return Memory(address, view.nbytes // view.itemsize, datatype, view)

@@ -3,6 +3,8 @@
 import array
 import ctypes
 import mmap
+import subprocess
+import sys
 
 import numpy
 import pytest
@@ -130,6 +132,26 @@ def test_the_memory_of_a_buffer_is_pinned_while_held() -> None:
         values.append(0)
     del memory
     values.append(0)
+
+
+def test_the_memory_of_a_buffer_may_be_garbage_in_a_cycle() -> None:
+    program = """
+import array, gc
+from pccl._arrays import memory_of
+
+def fail() -> None:
+    memory = memory_of(array.array("Q", [1]), "send", writable=True)
+    try:
+        raise ValueError
+    except ValueError as error:
+        kept = error  # refers to this frame, and so to memory
+
+for _ in range(100):
+    fail()
+gc.collect()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_bytes_can_be_sent_but_not_written() -> None:
