@@ -31,6 +31,12 @@ class Memory:
     def pointer(self) -> Any:
         return ffi.cast("void *", self.address)
 
+    def place_in(self, whole: Memory) -> int | None:
+        """Which of the parts of this size it is, if it lies in the whole."""
+        if not whole.address <= self.address < whole.address + whole.count * whole.datatype.itemsize:
+            return None
+        return (self.address - whole.address) // (self.count * self.datatype.itemsize)
+
 
 def memory_of(array: Any, role: str, *, writable: bool) -> Memory:
     """The memory of `array`. `role` is what errors call it."""
@@ -216,7 +222,7 @@ def _buffer_memory(view: memoryview, role: str, writable: bool) -> Memory:
     if view.itemsize > 1 and order in (">!" if sys.byteorder == "little" else "<"):
         raise ValueError(f"{role} is in foreign byte order ({view.format!r})")
     datatype = DataType.from_dtype_name(f"{_FORMAT_KINDS[code]}{view.itemsize * 8}")
-    # The view pins the memory. What from_buffer() returns must not be held as well: it would lock the view, and
-    # the interpreter crashes when both are garbage in one cycle, such as that of a kept exception.
+    # The view pins the memory. What from_buffer() returns must not be held as well: it would lock the view,
+    # and the interpreter crashes when both are garbage in one cycle, such as that of a kept exception.
     address = int(ffi.cast("uintptr_t", ffi.from_buffer(view)))
     return Memory(address, view.nbytes // view.itemsize, datatype, view)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from . import _interrupt, _objects
 from ._arguments import integer, milliseconds
@@ -17,6 +18,8 @@ from ._operations import InFlight, Operation
 __all__ = ["AsyncReduceHandle", "Collectives", "Request"]
 
 _MOST = 2**32 - 1  # that the C struct can say
+
+T = TypeVar("T")
 
 
 class AsyncReduceHandle:
@@ -63,6 +66,7 @@ class Request:
     timeout: float | None
     algorithm: int
     retry: bool  # by C: it names no ranks
+    fits: Callable[[int, int], bool] = lambda world_size, rank: True  # what it names
 
     def options(self) -> Any:
         """TypeError or ValueError for what C could not take."""
@@ -71,6 +75,15 @@ class Request:
         options.flags = lib.pcclOpRetry if self.retry else 0
         options.algorithm = self.algorithm
         return options
+
+
+def _root_fits(root: int) -> Callable[[int, int], bool]:
+    return lambda world_size, rank: root < world_size
+
+
+def _parts_fit(parts: int, whole: Memory, part: Memory) -> Callable[[int, int], bool]:
+    place = part.place_in(whole)
+    return lambda world_size, rank: parts == world_size and place in (None, rank)
 
 
 class Collectives:
@@ -108,11 +121,24 @@ class Collectives:
     def _run_at_place(self, request: Request, retry: bool) -> ReduceInfo:
         """With retries as long as this peer's rank and the world size are as they were. C does not retry ops
         that name ranks: they may mean others by then."""
-        place = self._place_now()
-        return attempt(
+        return self._attempt_at_place(
             lambda left: self._run(replace(request, timeout=left)),
-            lambda: retry and self._place_now() == place,
+            self._place_now() if retry else None,
+            request.fits,
             request.timeout,
+        )
+
+    def _attempt_at_place(
+        self,
+        function: Callable[[float | None], T],
+        place: tuple[int, int] | None,
+        fits: Callable[[int, int], bool],
+        timeout: float | None,
+    ) -> T:
+        """With retries as long as the place is `place`, if fits(*place): what is called for others than there
+        are fails however often it is done. Once it has to be done, since others may wait for it."""
+        return attempt(
+            function, lambda: place is not None and fits(*place) and self._place_now() == place, timeout
         )
 
     def _place_now(self) -> tuple[int, int]:
@@ -134,6 +160,7 @@ class Collectives:
         *,
         tag: int,
         timeout: float | None,
+        fits: Callable[[int, int], bool],
         algorithm: str = "auto",
         **fields: int,
     ) -> Request:
@@ -151,6 +178,7 @@ class Collectives:
             timeout,
             algorithm_value(algorithm),
             retry=False,
+            fits=fits,
         )
 
     # --- broadcast ---------------------------------------------------------------------------------------
@@ -158,7 +186,9 @@ class Collectives:
     def _broadcast(self, x: Any, root: int, **options: Any) -> Request:
         memory = memory_of(x, "x", writable=True)
         root = integer(root, 0, _MOST, "root")
-        return self._request("Broadcast", (memory,), count=memory.count, root=root, **options)
+        return self._request(
+            "Broadcast", (memory,), count=memory.count, root=root, fits=_root_fits(root), **options
+        )
 
     def broadcast(
         self,
@@ -203,10 +233,15 @@ class Collectives:
     def _all_gather(self, send: Any, recv: Any, **options: Any) -> tuple[Request, Any]:
         source, target, recv, world = gather_memory(send, recv, lambda: self._place()[0])
         world = min(world, _MOST)
-        return (
-            self._request("AllGather", (source, target), count=source.count, world_size=world, **options),
-            recv,
+        request = self._request(
+            "AllGather",
+            (source, target),
+            count=source.count,
+            world_size=world,
+            fits=_parts_fit(world, target, source),
+            **options,
         )
+        return request, recv
 
     def all_gather(
         self,
@@ -257,17 +292,16 @@ class Collectives:
         op_value = ReduceOp.of(op).value
         source, target, recv, world = scatter_memory(send, recv, lambda: self._place()[0])
         world = min(world, _MOST)
-        return (
-            self._request(
-                "ReduceScatter",
-                (source, target),
-                count=target.count,
-                world_size=world,
-                op=op_value,
-                **options,
-            ),
-            recv,
+        request = self._request(
+            "ReduceScatter",
+            (source, target),
+            count=target.count,
+            world_size=world,
+            op=op_value,
+            fits=_parts_fit(world, source, target),
+            **options,
         )
+        return request, recv
 
     def reduce_scatter(
         self,
@@ -373,9 +407,10 @@ class Collectives:
         place = self._place()
         root = integer(root, 0, _MOST, "root")
         data = _objects.encode(obj) if root == place[1] else None
-        return attempt(
+        return self._attempt_at_place(
             lambda left: _objects.broadcast(self, data, root, tag, left),
-            lambda: retry and self._place() == place,
+            place if retry else None,
+            _root_fits(root),
             timeout,
         )
 

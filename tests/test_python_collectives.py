@@ -98,6 +98,31 @@ def test_in_place_at_another_rank_fails_for_all_and_overwrites_nothing(trio) -> 
         assert whole[place].tolist() == list(range(place * 50_000, (place + 1) * 50_000))
 
 
+def test_retry_does_not_repeat_what_is_called_for_others_than_there_are(trio) -> None:
+    in_threads(trio[2].close)
+    pair = trio[:2]
+    calls = [
+        lambda peer: peer.all_gather(numpy.ones(4), numpy.ones((3, 4)), retry=True),
+        lambda peer: peer.reduce_scatter(numpy.ones((3, 4)), retry=True),
+        lambda peer: peer.broadcast(numpy.ones(4), root=2, retry=True),
+        lambda peer: peer.broadcast_object(root=2, retry=True),
+        lambda peer: (lambda whole: peer.all_gather(whole[1 - peer.rank], whole, retry=True))(
+            numpy.ones((2, 4))
+        ),
+        lambda peer: (lambda whole: peer.reduce_scatter(whole, whole[1 - peer.rank], retry=True))(
+            numpy.ones((2, 4))
+        ),
+    ]
+
+    def fail(peer: Communicator) -> None:
+        for call in calls:
+            with pytest.raises(pccl.PeerLostError, match="ranks"):
+                call(peer)
+
+    in_threads(*(lambda peer=peer: fail(peer) for peer in pair))
+    in_threads(*(lambda peer=peer: peer.barrier(retry=True) for peer in pair))
+
+
 def test_handles_have_the_array_and_how_it_went(trio) -> None:
     gathers = [peer.all_gather_async(numpy.full(7, peer.rank), tag=1) for peer in trio]
     scatters = [peer.reduce_scatter_async(numpy.ones(6), op="prod", tag=2) for peer in trio]
