@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from ._enums import Result
 from ._native import ffi, lib
 
@@ -16,6 +18,7 @@ __all__ = [
     "RefusedError",
     "TooFewPeersError",
     "check",
+    "check_process",
     "error_for",
 ]
 
@@ -95,6 +98,16 @@ def last_error(result: int) -> PCCLError:
     """The exception for a call of this thread that has just ended with `result`."""
     sentence = ffi.string(lib.pcclGetLastError(ffi.NULL)).decode(errors="replace")
     return error_for(Result(result), sentence)
+
+
+def check_process(process_id: int) -> None:
+    """InvalidUsage unless this is the process that made the communicator. Another one is a child forked from it,
+    which has a copy of the memory but none of the threads: a call would wait for ever."""
+    if os.getpid() != process_id:
+        raise error_for(
+            Result.INVALID_USAGE,
+            "this communicator belongs to the process that this one was forked from: make a new one here",
+        )
 
 
 def check(result: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 from . import _interrupt
 from ._descriptors import ReduceInfo
 from ._enums import Result
-from ._errors import RefusedError, error_for, last_error
+from ._errors import RefusedError, check_process, error_for, last_error
 from ._native import ffi, lib
 
 __all__ = ["InFlight", "Operation", "Outcome"]
@@ -34,10 +35,12 @@ class Operation:
     def __init__(self, memory: object) -> None:
         self.handle = ffi.new("pcclAsyncReduceOp_t *")
         self._memory: object | None = memory
+        self._process_id = os.getpid()
         self._lock = threading.Lock()
         self._outcome: Outcome | None = None
 
     def wait(self) -> Outcome:
+        check_process(self._process_id)  # before the lock, which another thread may have held at the fork
         with self._lock:
             if self._outcome is None:
                 self._outcome = self._await()
@@ -58,6 +61,7 @@ class Operation:
         return Outcome(result, ReduceInfo.from_c(info), failure)
 
     def done(self) -> bool:
+        check_process(self._process_id)
         if not self._lock.acquire(blocking=False):
             return self._outcome is not None  # another thread is in wait()
         try:

@@ -26,7 +26,7 @@ from ._descriptors import (
     fill_descriptor,
 )
 from ._enums import Attribute, ReduceOp, Result
-from ._errors import PCCLError, check
+from ._errors import PCCLError, check, check_process
 from ._native import ffi, lib
 from ._operations import InFlight
 from .state import Progress, SharedState, SharedStateSyncInfo, SharedStateSyncStrategy, progress_from_c
@@ -158,11 +158,7 @@ class Communicator(Collectives):
 
     @property
     def _handle(self) -> Any:
-        if os.getpid() != self._process_id:
-            raise PCCLError(
-                Result.INVALID_USAGE,
-                "this communicator belongs to the process that this one was forked from: make a new one here",
-            )
+        check_process(self._process_id)
         return self._comm
 
     # --- joining and leaving -----------------------------------------------------------------------------
@@ -256,7 +252,7 @@ class Communicator(Collectives):
         )
         _interrupt.call(
             lib.pcclSynchronizeSharedStateWithOptions,
-            self._comm,
+            self._handle,
             state.pointer,
             strategy.value,
             ffi.NULL if options is None else options.pointer,

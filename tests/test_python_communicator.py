@@ -487,17 +487,31 @@ def test_a_collected_communicator_says_goodbye(master) -> None:
 
 def test_a_forked_child_leaves_its_parents_peer_alone() -> None:
     program = """
-import gc, os, pccl
+import gc, os, threading, numpy, pccl
 with pccl.MasterNode("127.0.0.1:0") as master, pccl.Communicator(master.address) as comm:
+    state = pccl.SharedState({"w": numpy.ones(3)})
+    other = pccl.Communicator(master.address)
+    newcomer = threading.Thread(target=other.connect)
+    newcomer.start()
+    while comm.world_size == 1:
+        comm.update_topology()
+    newcomer.join()
+    handle = comm.barrier_async()
     child = os.fork()
     if child == 0:
-        try:
-            comm.update_topology()
-        except pccl.PCCLError as error:
-            assert "forked" in str(error)
-            raise SystemExit(0)  # on the way out, both are closed, collected, and closed again
-        raise SystemExit(1)
+        calls = (comm.update_topology, comm.barrier, lambda: comm.sync_shared_state(state), handle.done, handle.wait)
+        for call in calls:
+            try:
+                call()
+            except pccl.PCCLError as error:
+                assert "forked" in str(error)
+            else:
+                raise SystemExit(1)
+        raise SystemExit(0)  # on the way out, both are closed, collected, and closed again
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    other.barrier()
+    handle.result()
+    other.close()
     comm.update_topology()
     assert comm.world_size == 1
 """
