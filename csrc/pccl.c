@@ -209,6 +209,11 @@ static pcclResult_t attribute_of(struct comm *comm, pcclAttribute_t attribute, i
         last_error_set("pcclGetAttribute: there is no attribute %d", (int)attribute);
         return pcclInvalidArgument;
     }
+    if (status.out_status != 0) {
+        const pcclResult_t result = (pcclResult_t)status.out_status;
+        last_error_set("pcclGetAttribute: %s", pcclResultString(result));
+        return result;
+    }
     if (!status.connected) {
         last_error_set("pcclGetAttribute: the communicator is not connected: call connect first");
         return pcclInvalidUsage;

@@ -577,5 +577,19 @@ def test_a_master_on_ipv6() -> None:
 def test_a_lost_master_is_told_apart() -> None:
     with MasterNode("127.0.0.1:0") as master:
         comm = Communicator(master.address, timeout=1.0).connect()
-    with pytest.raises(pccl.MasterLostError):
-        comm.update_topology()
+    calls = [
+        comm.update_topology,
+        comm.barrier,
+        lambda: comm.broadcast(numpy.ones(3), retry=True),
+        lambda: comm.all_gather(numpy.ones(3)),
+        lambda: comm.all_gather_object(1),
+        lambda: comm.broadcast_object(1),
+        lambda: comm.get_attribute(pccl.Attribute.GLOBAL_WORLD_SIZE),
+    ]
+    for call in calls:
+        with pytest.raises(pccl.MasterLostError):
+            call()
+    comm.close()
+    with pytest.raises(pccl.PCCLError) as raised:
+        comm.broadcast_object(1)
+    assert raised.value.result == Result.INVALID_USAGE

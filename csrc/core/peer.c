@@ -193,6 +193,7 @@ uint64_t peer_deadline(const struct peer *peer) {
 void peer_get_status(const struct peer *peer, struct peer_status *status) {
     *status = peer->status;
     status->connected = peer->phase == PEER_MEMBER;
+    status->out_status = peer->phase == PEER_OUT ? peer->out_status : 0;
     status->id = peer->id;
     status->run = peer->run;
 }

@@ -269,7 +269,7 @@ PCCL_EXPORT pcclResult_t pcclCloseCommunicator(pcclComm_t *comm);
 PCCL_EXPORT pcclResult_t pcclSetInterruptCheck(pcclComm_t *comm, bool (*check)(void *), void *context,
                                                uint32_t interval_ms);
 
-/* pcclInvalidUsage before pcclConnect. */
+/* pcclInvalidUsage before pcclConnect; pcclMasterConnectionLost or pcclEvicted since that has happened. */
 PCCL_EXPORT pcclResult_t pcclGetAttribute(const pcclComm_t *comm, pcclAttribute_t attribute, int *value_out);
 PCCL_EXPORT pcclResult_t pcclGetCommInfo(const pcclComm_t *comm, pcclCommInfo_t *info_out);
 
