@@ -29,6 +29,8 @@ install(FILES
     "${PROJECT_SOURCE_DIR}/csrc/include/ccoip_inet.h"
     DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 
+# Relative: `cmake --install --prefix` may name another folder than was configured.
+file(RELATIVE_PATH pcfiledir_to_prefix "/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/")
 configure_file(cmake/pccl.pc.in "${PROJECT_BINARY_DIR}/pccl.pc" @ONLY)
 install(FILES "${PROJECT_BINARY_DIR}/pccl.pc" DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 

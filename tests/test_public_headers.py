@@ -78,3 +78,16 @@ def test_an_installed_library_is_found_by_pkg_config(tmp_path: Path) -> None:
     assert "-lpccl" in text
     (config,) = tmp_path.rglob("pcclConfig.cmake")
     assert (config.parent / "pcclTargets.cmake").exists()
+
+
+def test_pkg_config_finds_it_in_whatever_folder_it_is_installed(tmp_path: Path) -> None:
+    for tool in ("cmake", "pkg-config"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"no {tool} here")
+    run("cmake", "-S", ROOT, "-B", tmp_path / "build", "-DCMAKE_INSTALL_LIBDIR=lib")
+    described = (tmp_path / "build" / "pccl.pc").rename(tmp_path / "pccl.pc")
+    folder = tmp_path / "else where" / "lib" / "pkgconfig"
+    folder.mkdir(parents=True)
+    described.rename(folder / "pccl.pc")
+    found = run("env", f"PKG_CONFIG_PATH={folder}", "pkg-config", "--variable=includedir", "pccl").strip()
+    assert os.path.normpath(found.replace("\\ ", " ")) == str(tmp_path / "else where" / "include")
