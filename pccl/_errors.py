@@ -101,8 +101,8 @@ def last_error(result: int) -> PCCLError:
 
 
 def check_process(process_id: int) -> None:
-    """InvalidUsage unless this is the process that made the communicator. Another one is a child forked from it,
-    which has a copy of the memory but none of the threads: a call would wait for ever."""
+    """InvalidUsage unless this is the process that made the communicator. Another one is a child forked from
+    it, which has a copy of the memory but none of the threads: a call would wait for ever."""
     if os.getpid() != process_id:
         raise error_for(
             Result.INVALID_USAGE,

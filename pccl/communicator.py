@@ -263,8 +263,8 @@ class Communicator(Collectives):
     # --- what it knows of itself -------------------------------------------------------------------------
 
     def get_attribute(self, attribute: Attribute) -> int:
-        """A count of accepted peers. InvalidUsage before connect(); MasterLostError or EvictedError since that has
-        happened."""
+        """A count of accepted peers. InvalidUsage before connect(); MasterLostError or EvictedError since that
+        has happened."""
         if not isinstance(attribute, Attribute):
             raise TypeError(f"attribute must be an Attribute, not {type(attribute).__name__}")
         value = ffi.new("int *")

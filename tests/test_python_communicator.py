@@ -499,7 +499,8 @@ with pccl.MasterNode("127.0.0.1:0") as master, pccl.Communicator(master.address)
     handle = comm.barrier_async()
     child = os.fork()
     if child == 0:
-        calls = (comm.update_topology, comm.barrier, lambda: comm.sync_shared_state(state), handle.done, handle.wait)
+        joint = (comm.update_topology, lambda: comm.sync_shared_state(state))
+        calls = (*joint, comm.barrier, handle.done, handle.wait)
         for call in calls:
             try:
                 call()

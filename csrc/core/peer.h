@@ -139,7 +139,7 @@ enum peer_match peer_find_op(const struct peer *peer, uint64_t epoch, uint64_t t
 
 /* What the user may ask at any time; the caller copies it where the user's threads can see it. */
 struct peer_status {
-    bool connected; /* member of a committed epoch */
+    bool connected;      /* member of a committed epoch */
     uint16_t out_status; /* what every call fails with since the master was lost or put this peer out, or 0 */
     struct id id, run;
     uint64_t epoch;
