@@ -263,7 +263,7 @@ class Communicator(Collectives):
     # --- what it knows of itself -------------------------------------------------------------------------
 
     def get_attribute(self, attribute: Attribute) -> int:
-        """A count of accepted peers. InvalidUsage before connect(); MasterLostError or EvictedError since that
+        """A count of accepted peers. InvalidUsage before connect(); MasterLostError or EvictedError once that
         has happened."""
         if not isinstance(attribute, Attribute):
             raise TypeError(f"attribute must be an Attribute, not {type(attribute).__name__}")
