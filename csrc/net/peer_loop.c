@@ -362,6 +362,7 @@ static void *run(void *argument) {
         uint64_t until_ns = park_until(loop, &turn);
         if (until_ns > 0) {
             mailbox_park(loop->mailbox, loop, until_ns);
+            poller_wait(&loop->poller, 0); /* what has arrived meanwhile comes before new calls */
         } else {
             poller_wait(&loop->poller, turn.wait_ns);
         }
@@ -372,6 +373,7 @@ static void *run(void *argument) {
 }
 
 int peer_loop_drive(struct peer_loop *loop, struct call *const *calls, int count) {
+    poller_wait(&loop->poller, 0); /* what has arrived while the loop was parked comes before the call */
     struct turn turn = take_turn(loop);
     uint64_t end_ns = turn.now_ns + guest_ns;
     int found;
