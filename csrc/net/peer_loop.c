@@ -352,6 +352,14 @@ static uint64_t park_until(const struct peer_loop *loop, const struct turn *turn
     return turn->now_ns + earlier(turn->wait_ns, PARK_MS * NS_PER_MS);
 }
 
+static void wait_for_events(struct peer_loop *loop, uint64_t timeout_ns) {
+    if (loop->call_count > 0) {
+        poller_wait_soon(&loop->poller, timeout_ns);
+    } else {
+        poller_wait(&loop->poller, timeout_ns);
+    }
+}
+
 static void *run(void *argument) {
     struct peer_loop *loop = argument;
     for (;;) {
@@ -364,7 +372,7 @@ static void *run(void *argument) {
             mailbox_park(loop->mailbox, loop, until_ns);
             poller_wait(&loop->poller, 0); /* what has arrived meanwhile comes before new calls */
         } else {
-            poller_wait(&loop->poller, turn.wait_ns);
+            wait_for_events(loop, turn.wait_ns);
         }
         loop->answered = false;
     }
@@ -378,7 +386,7 @@ int peer_loop_drive(struct peer_loop *loop, struct call *const *calls, int count
     uint64_t end_ns = turn.now_ns + guest_ns;
     int found;
     while ((found = mailbox_first_done(calls, count)) < 0 && !turn.stop && turn.now_ns < end_ns) {
-        poller_wait(&loop->poller, earlier(turn.wait_ns, end_ns - turn.now_ns));
+        wait_for_events(loop, earlier(turn.wait_ns, end_ns - turn.now_ns));
         turn = take_turn(loop);
     }
     loop->answered = found >= 0;
