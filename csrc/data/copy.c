@@ -6,13 +6,14 @@
 #if defined(__SSE2__)
 #include <emmintrin.h>
 
-enum { LINE_BYTES = 64 };
+enum { LINE_BYTES = 64, AHEAD_BYTES = 4096 /* the source is asked for so early: it comes from memory */ };
 
 /* Whole cache lines at an aligned destination. */
 static void copy_lines(uint8_t *destination, const uint8_t *source, size_t lines) {
     for (size_t i = 0; i < lines; i++, destination += LINE_BYTES, source += LINE_BYTES) {
         const __m128i *from = (const __m128i *)(const void *)source;
         __m128i *to = (__m128i *)(void *)destination;
+        _mm_prefetch((const char *)source + AHEAD_BYTES, _MM_HINT_T0);
         __m128i a = _mm_loadu_si128(from), b = _mm_loadu_si128(from + 1);
         __m128i c = _mm_loadu_si128(from + 2), d = _mm_loadu_si128(from + 3);
         _mm_stream_si128(to, a);
