@@ -233,9 +233,8 @@ class Peer:
             lib.transfer_done(self.transfer, due[0], chunk)
 
     def result(self, segment: int, chunk: int) -> Value:
-        if lib.schedule_ends_in_scratch(self.schedule):
-            return self.held[lib.BUFFER_SCRATCH, self.schedule.scratch_levels - 1, segment, chunk]
-        return self.held[lib.BUFFER_RESULT, 0, segment, chunk]
+        place = lib.schedule_result_place(self.schedule)
+        return self.held[place.buffer, place.level, segment, chunk]
 
 
 def run(peers: list[Peer], seed: int) -> int:

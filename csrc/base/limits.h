@@ -25,10 +25,10 @@ enum {
 
     DEFAULT_STREAMS = 4,
     MIN_CHUNK_BYTES = 16 * 1024,
-    MAX_CHUNK_BYTES = 1024 * 1024,    /* no data frame carries more */
-    EAGER_OP_BYTES = 64 * 1024,       /* ops up to this size do not wait for a grant */
-    EAGER_WINDOW_BYTES = 1024 * 1024, /* early payload that one link may hold at its receiver */
-    MAX_HELD_GRANTS = 2 * MAX_OPS,    /* per link, for ops that the receiver has not called yet */
+    MAX_CHUNK_BYTES = 1024 * 1024,        /* no data frame carries more */
+    EAGER_OP_BYTES = 64 * 1024,           /* ops up to this size do not wait for a grant */
+    EAGER_WINDOW_BYTES = 1024 * 1024,     /* early payload that one link may hold at its receiver */
+    MAX_HELD_ANNOUNCEMENTS = 2 * MAX_OPS, /* per link: GRANT and CALLED of ops yet to be called */
 };
 
 #endif

@@ -161,8 +161,8 @@ void master_op_abort(struct master *master, int slot, const struct message_op_ab
         return;
     }
     char label[LABEL_BYTES];
-    if (abort->status ==
-        pcclRankConnectionLost) { /* made for another world: it fails, all others start over */
+    /* Called for another world: this op fails, all others start over. */
+    if (abort->status == pcclRankConnectionLost) {
         struct ending ending =
             ending_carry("peer %s called the collective with tag %" PRIu64 " for other ranks than there are",
                          master_label(master, slot, label), abort->tag);

@@ -46,9 +46,9 @@ enum peer_event_kind {
     PEER_EVENT_LINK_UP,
     PEER_EVENT_LINK_DOWN, /* `reason` */
     /* Ops, by `op`. */
-    PEER_EVENT_OP_WHOLE, /* its result is complete here, and all whom it sends to have granted it: once the op
-                            has ended, a late GRANT could not be told from that of the next op under its tag
-                          */
+    /* Its result is complete here, all whom it sends to have granted it, and the CALLED that it awaits has
+     * come: once the op has ended, a late one could not be told from that of the next op under its tag. */
+    PEER_EVENT_OP_WHOLE,
     PEER_EVENT_OP_MISMATCH, /* the member with id `other` calls `descriptor` under this op's tag */
     PEER_EVENT_OP_REFUSED,  /* it can't go on here (`status`, `reason`): fails for all */
     PEER_EVENT_SYNC_REPORT, /* `report`: how far this peer is with its part of a PEER_SYNC_PLAN */

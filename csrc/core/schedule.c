@@ -105,8 +105,11 @@ struct chunk_range schedule_buffer(const struct schedule *schedule, enum buffer_
                : (struct chunk_range){.offset = 0, .count = schedule->count};
 }
 
-bool schedule_ends_in_scratch(const struct schedule *schedule) {
-    return schedule->scratch_levels > 0;
+struct buffer_place schedule_result_place(const struct schedule *schedule) {
+    if (schedule->scratch_levels == 0) {
+        return (struct buffer_place){.buffer = BUFFER_RESULT};
+    }
+    return (struct buffer_place){.buffer = BUFFER_SCRATCH, .level = (uint8_t)(schedule->scratch_levels - 1)};
 }
 
 uint32_t schedule_sends_over(const struct schedule *schedule) {

@@ -22,9 +22,13 @@ enum edge {
     EDGE_NONE = 0xff
 };
 
-/* Where bytes lie. The scratch space has as many levels, each as large as the vector, as the schedule says.
- */
+/* Where bytes lie. The scratch space has `scratch_levels` levels, each as large as the vector. */
 enum buffer_kind { BUFFER_INPUT, BUFFER_RESULT, BUFFER_SCRATCH };
+
+struct buffer_place {
+    uint8_t buffer; /* enum buffer_kind */
+    uint8_t level;  /* of BUFFER_SCRATCH */
+};
 
 struct schedule {
     uint8_t kind; /* enum op_kind */
@@ -68,8 +72,9 @@ uint32_t schedule_segment_chunks(const struct schedule *schedule, uint32_t segme
 struct chunk_range schedule_chunk(const struct schedule *schedule, uint32_t segment, uint32_t chunk);
 /* What lies in a buffer of the caller's: the whole vector, or the own segment alone. */
 struct chunk_range schedule_buffer(const struct schedule *schedule, enum buffer_kind buffer);
-/* The result is not written before the end: it lies in the last level of the scratch space till then. */
-bool schedule_ends_in_scratch(const struct schedule *schedule);
+/* Where the result lies when it is complete: in BUFFER_RESULT, or else in the last level of the scratch
+ * space, from which the caller copies it at the end. */
+struct buffer_place schedule_result_place(const struct schedule *schedule);
 /* The edges over which this peer sends: a bit for each. */
 uint32_t schedule_sends_over(const struct schedule *schedule);
 /* The first step from `step` on in which it receives; `steps` if there is none. */

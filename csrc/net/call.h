@@ -26,12 +26,14 @@ struct call {
     uint64_t tag;
     uint64_t deadline_ns; /* 0: none */
     struct op_descriptor descriptor;
-    const void *input;  /* the user's; written by an op in place alone, and put back if it fails */
-    void *output;       /* the user's */
-    size_t bytes;       /* of the input */
-    size_t work_bytes;  /* in place: for a copy of the input; reduce-scatter: for its partial sums; else 0 */
-    struct buffer work; /* of so many, from the pool */
-    bool tree;          /* how it was moved in the end */
+    const void *input; /* the user's; written by an op in place alone, and put back if it fails */
+    void *output;      /* the user's */
+    size_t bytes;      /* of the input */
+    /* Room beside the user's buffers: for what they held, of an all-reduce in place or a broadcast; for the
+     * partial sums of a reduce-scatter; else 0. `work` has so many, from the pool. */
+    size_t work_bytes;
+    struct buffer work;
+    bool tree;                                /* how it was moved in the end */
     const struct message_sync_offer *offer;   /* of _SYNC; NULL: would one be taken? */
     const struct message_sync_report *report; /* of _SYNC_REPORT: done as soon as it is on its way */
     struct state_desk *desk; /* of _SYNC with an offer: what happens before it is done is put there */

@@ -48,9 +48,9 @@ bool comm_interrupted(struct comm *comm);
 void comm_set_mixture(struct comm *comm, const struct digest *content);
 bool comm_is_mixture(struct comm *comm, const struct digest *content);
 
-/* Hands an op to the net thread: of `call`, what is asked is filled in, the rest is zero. If it is in
- * place, the room for a copy of its input is taken here. Unless this succeeds, the call was not made;
- * pcclRefused: as many as may be are in flight. It is to be awaited. */
+/* Hands an op to the net thread: of `call`, what is asked is filled in, the rest is zero. Its `work_bytes` of
+ * room are taken here. Unless this succeeds, the call was not made; pcclRefused: as many as may be are in
+ * flight. It is to be awaited. */
 pcclResult_t comm_post_op(struct comm *comm, struct call *call);
 /* Waits until one of the calls is done and returns its place. Asks the interrupt check meanwhile. Their
  * results are in the calls; the last error is not set. */

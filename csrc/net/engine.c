@@ -258,7 +258,7 @@ void engine_start(struct engine *engine, const struct peer_action *action, struc
     if (!action->unfit) {
         begin(engine, op, action);
     }
-    engine->sort_all = engine->sort_all || engine->sort_tag;
+    engine->sort_all = engine->sort_all || engine->sort_tag; /* there is room for one tag */
     engine->sort_tag = true;
     engine->tag_to_sort = call->tag;
 }
@@ -290,37 +290,41 @@ void engine_stop(struct engine *engine, uint32_t index) {
     end_op(engine, op);
 }
 
-/* The result has waited for the commit in scratch space. */
-static void deliver(struct op *op) {
+static size_t result_bytes(const struct op *op) {
+    return schedule_buffer(&op->transfer.schedule, BUFFER_RESULT).count * op->element_bytes;
+}
+
+/* Of an op that is whole: in the user's output, or in scratch space until the commit. */
+static const uint8_t *complete_result(const struct op *op) {
     const struct schedule *schedule = &op->transfer.schedule;
-    struct chunk_range whole = schedule_buffer(schedule, BUFFER_RESULT);
-    uint8_t level = (uint8_t)(schedule->scratch_levels - 1);
-    if (op->call->keep_work && op->call->work.memory != NULL) {
-        memcpy(op->call->work.memory, op->result, whole.count * op->element_bytes);
+    struct buffer_place place = schedule_result_place(schedule);
+    return engine_place(op, place.buffer, place.level, schedule_buffer(schedule, BUFFER_RESULT));
+}
+
+/* Copies what has waited for the commit in scratch space. */
+static void deliver(struct op *op) {
+    const uint8_t *complete = complete_result(op);
+    if (complete == op->result) {
+        return;
     }
-    memcpy(op->result, engine_place(op, BUFFER_SCRATCH, level, whole), whole.count * op->element_bytes);
+    if (op->call->keep_work && op->call->work.memory != NULL) { /* of an op in place: its input */
+        memcpy(op->call->work.memory, op->result, result_bytes(op));
+    }
+    memcpy(op->result, complete, result_bytes(op));
 }
 
 void engine_finish(struct engine *engine, uint32_t index) {
     CHECK(index < MAX_OPS && engine->ops[index].active);
     struct op *op = &engine->ops[index];
     CHECK(op->memory != NULL && transfer_whole(&op->transfer));
-    if (op->transfer.schedule.scratch_levels > 0) {
-        deliver(op);
-    }
+    deliver(op);
     end_op(engine, op);
     engine->sort_all = true; /* one more commit seen */
 }
 
-/* Of a result that nobody else has finished for us. */
+/* In a tree each peer reduces the whole result by itself: the master compares their checksums. */
 static uint32_t result_check(const struct op *op) {
-    const struct schedule *schedule = &op->transfer.schedule;
-    if (!schedule->in_order) {
-        return 0;
-    }
-    struct chunk_range whole = schedule_buffer(schedule, BUFFER_RESULT);
-    uint8_t level = (uint8_t)(schedule->scratch_levels - 1);
-    return crc32c(engine_place(op, BUFFER_SCRATCH, level, whole), whole.count * op->element_bytes);
+    return op->transfer.schedule.in_order ? crc32c(complete_result(op), result_bytes(op)) : 0;
 }
 
 bool engine_next_report(struct engine *engine, struct peer_event *event) {
@@ -399,11 +403,12 @@ static struct frame frame_of(const struct op *op, enum frame_type type) {
                           .descriptor = op->call->descriptor};
 }
 
-static void pull_grants(struct engine *engine, struct stream *stream) {
+static void pull_announcements(struct engine *engine, struct stream *stream) {
     struct list *due = &stream->link->granting;
     while (stream->out.count < BATCH_FRAMES && !list_is_empty(due)) {
-        size_t place = (size_t)((uint8_t *)due->next - (uint8_t *)engine->ops);
-        struct op *op = &engine->ops[place / sizeof(struct op)]; /* the node lies in it */
+        /* The node is one of op->granting: which op and which edge it is for, its address tells. */
+        size_t offset = (size_t)((uint8_t *)due->next - (uint8_t *)engine->ops);
+        struct op *op = &engine->ops[offset / sizeof(struct op)];
         size_t edge = (size_t)(due->next - op->granting);
         list_remove(due->next);
         bool grants = (op->offered >> edge & 1) != 0;
@@ -484,7 +489,7 @@ static void pull_data(struct engine *engine, struct stream *stream) {
 
 void engine_pull(struct engine *engine, struct stream *stream) {
     struct link *link = stream->link;
-    pull_grants(engine, stream);
+    pull_announcements(engine, stream);
     if (stream->out.count < BATCH_FRAMES && link->credit_due >= CREDIT_TO_RETURN_BYTES) {
         struct frame frame = {.type = FRAME_CREDIT, .credit = take_credit(link)};
         stream_add_frame(stream, &frame, NULL, 0, NULL);

@@ -1,11 +1,10 @@
 /* The ops in flight: their progress, what is granted to whom, and what is held for ops that have not
- * been called here yet. It moves and reduces the bytes that the machine (core/peer.h)
- * decides about. Only the net thread comes here.
+ * been called here yet. It moves and reduces the bytes that the machine (core/peer.h) decides about. Only the
+ * net thread comes here.
  *
  * A receiver grants each op to those whom it receives from, to each when its turn has come; data flows to
- * those who have granted. Ops of
- * at most EAGER_OP_BYTES do not wait: their chunks may be sent early as long as the receiver has room
- * for EAGER_WINDOW_BYTES of them per link. It gives room back as `credit`. */
+ * those who have granted. Ops of at most EAGER_OP_BYTES do not wait: their chunks may be sent early as long
+ * as the receiver has room for EAGER_WINDOW_BYTES of them per link. It gives room back as `credit`. */
 #ifndef PCCL_NET_ENGINE_H
 #define PCCL_NET_ENGINE_H
 
@@ -33,8 +32,8 @@ struct op {
     uint8_t *result;  /* the user's output */
     uint8_t *undo;    /* chunks of the user's buffer, saved before they are overwritten; NULL: need not be */
     uint8_t *scratch; /* borrowed from `memory` or from the call */
-    void *memory; /* owned: of `transfer`, then `crcs`, then `saved`, then `scratch` of a tree; NULL: it can't
-                     run */
+    /* Owned: `transfer`, then `crcs`, then `saved`, then `scratch` of a tree. NULL: it can't run. */
+    void *memory;
     struct transfer transfer;
     uint32_t *crcs; /* of finished chunks, by segment and chunk: they are passed on as they came */
     uint8_t *saved; /* a byte per segment and chunk: it is in `undo` */
@@ -54,7 +53,7 @@ struct op {
     struct op_descriptor theirs;
 };
 
-/* A GRANT, or DATA that came early. */
+/* A GRANT, a CALLED, or DATA that came early. */
 struct held_frame {
     struct list node;
     struct frame frame;
@@ -106,8 +105,10 @@ void engine_pull(struct engine *engine, struct stream *stream);
 bool engine_has_output(const struct link *link);
 
 /* Between the files of the engine. */
+/* The op that `grant` was given for; NULL if it has ended. */
 struct op *engine_granted_op(struct engine *engine, uint32_t grant);
 uint32_t engine_grant_number(const struct engine *engine, const struct op *op);
+/* Something may have become ready to send: queues the op at the link over which its next chunk may go. */
 void engine_op_moved(struct engine *engine, struct op *op);
 /* Grants the op to whom it receives from in the first such step from `step` on. */
 void engine_offer(struct engine *engine, struct op *op, uint32_t step);

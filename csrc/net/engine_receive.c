@@ -195,13 +195,13 @@ static struct held_frame *hold(const struct frame *frame) {
 
 static void keep(struct engine *engine, struct link *link, struct held_frame *held) {
     list_append(&link->held, &held->node);
-    link->held_grants += held->frame.type != FRAME_DATA;
+    link->held_announcements += held->frame.type != FRAME_DATA;
     engine->held_count++;
 }
 
 static void drop(struct engine *engine, struct link *link, struct held_frame *held) {
     list_remove(&held->node);
-    link->held_grants -= held->frame.type != FRAME_DATA;
+    link->held_announcements -= held->frame.type != FRAME_DATA;
     engine->held_count--;
     if (held->frame.type == FRAME_DATA) {
         give_back_room(link, held->frame.payload_bytes);
@@ -291,8 +291,9 @@ bool engine_control_frame(struct engine *engine, struct link *link, const struct
         called_matched(engine, &engine->ops[index], link, frame);
         return true;
     case PEER_MATCH_LATER: {
-        if (link->held_grants >= MAX_HELD_GRANTS) {
-            return link_fail(link, "it granted more than %d ops that were not called here", MAX_HELD_GRANTS);
+        if (link->held_announcements >= MAX_HELD_ANNOUNCEMENTS) {
+            return link_fail(link, "it announced more than %d ops that were not called here",
+                             MAX_HELD_ANNOUNCEMENTS);
         }
         struct held_frame *held = hold(frame);
         if (held == NULL) {

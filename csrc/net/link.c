@@ -404,7 +404,7 @@ static uint64_t silence_ns(const struct link_set *set) {
 static void tick_building(struct link *link, uint64_t now_ns) {
     double seconds = (double)link->set->timeout_ns / 1e9;
     if (now_ns >= link->build_deadline_ns) {
-        char last[MAX_REASON_BYTES / 2];
+        char last[MAX_REASON_BYTES / 2]; /* a copy: link_fail() writes to `reason` */
         snprintf(last, sizeof last, "%.*s", (int)sizeof last - 1, link->reason);
         if (!link->opener) {
             link_fail(link, "%u of %u streams came within %.1f s", (unsigned)link->open_streams,

@@ -45,10 +45,10 @@ struct link {
     /* Early data (FRAME_EAGER). What we may still send, what the other side has sent us and not been
      * given back, and the part of that which it may have back. */
     uint32_t eager_left, eager_taken, credit_due;
-    struct list held; /* struct held_frame: for ops that have not been called here yet */
-    uint32_t held_grants;
-    /* Ops (struct op), in turn: that may send a chunk, that wait for eager room, that have a grant to send.
-     */
+    struct list held;            /* struct held_frame: for ops that have not been called here yet */
+    uint32_t held_announcements; /* how many of these are GRANT or CALLED */
+    /* Ops (struct op), in turn: that may send a chunk, that wait for eager room, that have a GRANT or CALLED
+     * to send. */
     struct list ready, starved, granting;
 };
 

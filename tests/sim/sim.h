@@ -18,6 +18,7 @@
 #include "core/peer.h"
 #include "core/schedule.h"
 #include "pccl.h"
+#include "tests/sim/fault.h"
 #include "wire/frame.h"
 #include "wire/message.h"
 
@@ -25,8 +26,7 @@ enum {
     MAX_HOSTS = 18,     /* host 0 is the master's */
     MAX_PROCESSES = 96, /* started in one run, dead ones included */
     MAX_WORLD = 64,     /* dead ones may still be in a plan */
-    MAX_FAULTS = 64,
-    MAX_BATCH = 4, /* ops of one round */
+    MAX_BATCH = 4,      /* ops of one round */
     MAX_CALL_ELEMENTS = 256,
     MAX_SIM_STREAMS = 3,
     MAX_OPEN_CALLS = 12,
@@ -97,7 +97,7 @@ struct attempt {
     struct conn *conn;
 };
 
-/* ---- engine: engine.c ---- */
+/* ---- engine: links.c, engine.c ---- */
 
 enum link_state { LINK_BUILDING, LINK_UP, LINK_DOWN };
 
@@ -324,41 +324,6 @@ struct outcome {
     struct id teller; /* its id then */
 };
 
-/* ---- faults: fault.c ---- */
-
-enum fault_kind {
-    FAULT_NEWCOMER, /* a new process starts at host a (no fault, but timed like one) */
-    FAULT_CRASH,    /* the process at a dies, its kernel says so */
-    FAULT_POWEROFF, /* the host dies without a word */
-    FAULT_FREEZE,
-    FAULT_RESET_CONTROL,
-    FAULT_RESET_LINK,
-    FAULT_BLOCK, /* one way, a to b */
-    FAULT_CUT,   /* both ways */
-    FAULT_ISOLATE,
-    FAULT_STALL, /* within what a healthy network may do */
-    FAULT_MASTER_CRASH,
-    FAULT_MASTER_FREEZE,
-    FAULT_CLOSE,
-    FAULT_SLOW_USER,
-    FAULT_WRONG_USER,
-    FAULT_KIND_END
-};
-
-enum trigger { TRIGGER_EVENT, TRIGGER_TIME, TRIGGER_MESSAGE };
-
-struct fault {
-    enum fault_kind kind;
-    enum trigger trigger;
-    uint64_t at;      /* event number, time, or which occurrence of `message` */
-    uint16_t message; /* TRIGGER_MESSAGE: sent by anybody */
-    int a, b;         /* hosts */
-    uint64_t duration;
-    uint64_t restart_after; /* 0: never */
-    uint8_t wrong;
-    bool fired, ended, dropped;
-};
-
 /* ---- the world: world.c ---- */
 
 enum event_kind {
@@ -488,7 +453,6 @@ const char *process_name(const struct process *process);
 const char *id_name(struct world *world, const struct id *id);
 const char *status_name(uint16_t status);
 const char *vote_name(uint8_t vote);
-const char *fault_name(enum fault_kind kind);
 
 /* net.c */
 bool path_open(const struct world *world, int from, int to);
@@ -521,13 +485,15 @@ void master_message(struct process *master, struct conn *conn, const struct mess
 void master_closed(struct process *master, struct conn *conn, const char *reason);
 struct call *process_call(struct process *process, uint64_t number);
 
-/* engine.c */
+/* links.c */
 void link_make(struct process *process, const struct peer_action *action);
 void link_close(struct process *process, const struct id *key);
 struct link_end *link_find(struct process *process, const struct id *key);
 void link_bound(struct link_end *link, struct conn *conn, uint16_t stream);
 void link_lost(struct link_end *link, const char *reason);
 void link_timer(struct link_end *link);
+
+/* engine.c */
 void op_start(struct process *process, const struct peer_action *action);
 void op_stop(struct process *process, const struct peer_action *action);
 void op_finish(struct process *process, const struct peer_action *action);
@@ -556,17 +522,6 @@ void sync_stepped(struct process *process, const struct sync_step *step);
 void sync_result(struct world *world, struct conn *conn, const struct message_vote_result *result);
 /* Before the user hears of it. */
 void sync_over(struct process *process, const struct call *call, const char *text);
-
-/* fault.c */
-void faults_plan(struct world *world);
-void faults_at_event(struct world *world);
-void faults_on_message(struct world *world, uint16_t type);
-void fault_fire(struct world *world, struct fault *fault);
-void fault_end(struct world *world, struct fault *fault);
-void faults_stop(struct world *world);
-bool faults_done(const struct world *world);
-void suspect_host(struct world *world, int host, uint64_t until);
-void suspect_edge(struct world *world, int a, int b, uint64_t until);
 
 /* check.c, check_rest.c */
 /* Known to the master; the process itself may not know yet that it is out. */
