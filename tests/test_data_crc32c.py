@@ -25,7 +25,7 @@ VECTORS = {
     "check": (b"123456789", 0xE3069283),
 }
 FORMS = [lib.crc32c_extend, lib.crc32c_extend_scalar]
-# Around the strides of 256 and 4096 bytes, three of which go side by side, and blocks of 7936, the longest form.
+# Around the strides of 256 and 4096 bytes, three of which go side by side, and blocks of 7936 bytes.
 SIZES = [*range(70), 255, 256, 257, *range(760, 785), 1535, 1536, 1537, 4096]
 SIZES += [7935, 7936, 7937, 7936 + 768, 2 * 7936, 2 * 7936 + 13]
 SIZES += [12287, 12288, 12289, 12288 + 768, 12288 + 775, 24576, 40000, 65537]
