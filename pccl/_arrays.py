@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ._enums import DataType
+from ._enums import BY_NUMPY_DTYPE, BY_TORCH_DTYPE, DataType
 from ._native import ffi
 
 __all__ = ["Memory", "gather_memory", "memory_of", "memory_pair", "scatter_memory"]
@@ -20,41 +20,53 @@ __all__ = ["Memory", "gather_memory", "memory_of", "memory_pair", "scatter_memor
 
 @dataclass(slots=True)
 class Memory:
-    """`count` elements from `address` on, valid as long as `owner` is held."""
+    """`count` elements from `pointer` (a void *) on, valid as long as `owner` is held."""
 
-    address: int
+    pointer: Any
     count: int
     datatype: DataType
     owner: object
 
     @property
-    def pointer(self) -> Any:
-        return ffi.cast("void *", self.address)
+    def address(self) -> int:
+        return int(ffi.cast("uintptr_t", self.pointer))
 
     def place_in(self, whole: Memory) -> int | None:
         """Which of the parts of this size it is, if it lies in the whole."""
-        if not whole.address <= self.address < whole.address + whole.count * whole.datatype.itemsize:
+        distance = self.address - whole.address
+        if not 0 <= distance < whole.count * whole.datatype.itemsize:
             return None
-        return (self.address - whole.address) // (self.count * self.datatype.itemsize)
+        return distance // (self.count * self.datatype.itemsize)
 
 
 def memory_of(array: Any, role: str, *, writable: bool) -> Memory:
     """The memory of `array`. `role` is what errors call it."""
-    for module_name, class_name, look in (
+    look = _LOOKS.get(type(array)) or _look_for(array)
+    memory = look(array, role, writable)
+    if memory.count == 0:
+        raise ValueError(f"{role} is empty: it must have at least one element")
+    return memory
+
+
+_Look = Callable[[Any, str, bool], Memory]
+_LOOKS: dict[type, _Look] = {}  # for the classes themselves; an object of a subclass is looked at anew
+
+
+def _look_for(array: Any) -> _Look:
+    """The one of the functions below that takes such an array."""
+    looks: tuple[tuple[str, str, _Look], ...] = (
         ("numpy", "ndarray", _numpy_memory),
         ("torch", "Tensor", _torch_memory),
-    ):
+    )
+    for module_name, class_name, look in looks:
         module = sys.modules.get(module_name)
         # A module that is being imported in another thread may lack its classes yet.
         array_class = getattr(module, class_name, None)
         if array_class is not None and isinstance(array, array_class):
-            memory = look(array, role, writable)
-            break
-    else:
-        memory = _other_memory(array, role, writable)
-    if memory.count == 0:
-        raise ValueError(f"{role} is empty: it must have at least one element")
-    return memory
+            if type(array) is array_class:
+                _LOOKS[array_class] = look
+            return look
+    return _other_memory
 
 
 def memory_pair(send: Any, recv: Any) -> tuple[Memory, Memory]:
@@ -157,31 +169,36 @@ def read_only_error(role: str) -> ValueError:
 
 
 def _numpy_memory(array: Any, role: str, writable: bool) -> Memory:
-    if not array.flags.c_contiguous:
+    flags = array.flags
+    if not flags.c_contiguous:
         raise strided_error(role, "numpy.ascontiguousarray(...), and copy a result back yourself")
-    if writable and not array.flags.writeable:
+    if writable and not flags.writeable:
         raise read_only_error(role)
-    datatype = DataType.from_numpy_dtype(array.dtype)
-    if not array.dtype.isnative:
+    dtype = array.dtype
+    datatype = BY_NUMPY_DTYPE.get(dtype) or DataType.from_numpy_dtype(dtype)
+    if not dtype.isnative:
         raise ValueError(f"{role} is in foreign byte order: convert it with .astype(dtype.newbyteorder('='))")
-    return Memory(array.__array_interface__["data"][0], array.size, datatype, array)
+    pointer = ffi.cast("void *", ffi.from_buffer(array))  # the buffer is let go of at once: nothing is locked
+    return Memory(pointer, array.size, datatype, array)
 
 
 def _torch_memory(tensor: Any, role: str, writable: bool) -> Memory:
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise ValueError(f"{role} is on {tensor.device}: pass a CPU tensor (tensor.cpu() copies it there)")
     if hasattr(tensor, "to_local"):
         raise TypeError(f"{role} is a distributed tensor: pass its local part, tensor.to_local()")
     if str(tensor.layout) != "torch.strided":
         raise TypeError(f"{role} has layout {tensor.layout}: pass a dense tensor (tensor.to_dense() copies)")
-    datatype = DataType.from_torch_dtype(tensor.dtype)
+    dtype = tensor.dtype
+    datatype = BY_TORCH_DTYPE.get(dtype) or DataType.from_torch_dtype(dtype)
     if not tensor.is_contiguous():
         raise strided_error(role, "tensor.contiguous(), and copy a result back yourself")
     if tensor.is_neg():
         raise ValueError(f"{role} is a lazily negated view: pass tensor.resolve_neg()")
-    if tensor.numel() > 0 and tensor.data_ptr() == 0:
+    count, address = tensor.numel(), tensor.data_ptr()
+    if count > 0 and address == 0:
         raise TypeError(f"{role} has no memory of its own ({type(tensor).__name__}): pass a plain tensor")
-    return Memory(tensor.data_ptr(), tensor.numel(), datatype, tensor)
+    return Memory(ffi.cast("void *", address), count, datatype, tensor)
 
 
 def _other_memory(array: Any, role: str, writable: bool) -> Memory:
@@ -224,5 +241,5 @@ def _buffer_memory(view: memoryview, role: str, writable: bool) -> Memory:
     datatype = DataType.from_dtype_name(f"{_FORMAT_KINDS[code]}{view.itemsize * 8}")
     # The view pins the memory. What from_buffer() returns must not be held as well: it would lock the view,
     # and the interpreter crashes when both are garbage in one cycle, such as that of a kept exception.
-    address = int(ffi.cast("uintptr_t", ffi.from_buffer(view)))
-    return Memory(address, view.nbytes // view.itemsize, datatype, view)
+    pointer = ffi.cast("void *", ffi.from_buffer(view))
+    return Memory(pointer, view.nbytes // view.itemsize, datatype, view)

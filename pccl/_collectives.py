@@ -18,6 +18,7 @@ from ._operations import InFlight, Operation
 __all__ = ["AsyncReduceHandle", "Collectives", "Request"]
 
 _MOST = 2**32 - 1  # that the C struct can say
+_AUTO = lib.pcclAlgorithmAuto
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class AsyncReduceHandle:
         return outcome.info
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Request:
     """One op with all its arguments, checked as far as Python can."""
 
@@ -70,6 +71,8 @@ class Request:
 
     def options(self) -> Any:
         """TypeError or ValueError for what C could not take."""
+        if self.timeout is None and not self.retry and self.algorithm == _AUTO:
+            return ffi.NULL  # the defaults
         options = ffi.new("pcclOpOptions_t *")
         options.timeout_ms = milliseconds(self.timeout, "timeout")
         options.flags = lib.pcclOpRetry if self.retry else 0
@@ -111,12 +114,9 @@ class Collectives:
         return ReduceInfo.from_c(info)
 
     def _start(self, request: Request, array: Any = None) -> AsyncReduceHandle:
-        options = request.options()
-
-        def start(handle: Any) -> None:
-            _interrupt.call(request.starting, *request.arguments, options, self._handle, handle)
-
-        return AsyncReduceHandle(self, self._in_flight.start(request.tag, request.memory, start), array)
+        arguments = (*request.arguments, request.options(), self._handle)
+        operation = self._in_flight.start(request.tag, request.memory, request.starting, arguments)
+        return AsyncReduceHandle(self, operation, array)
 
     def _run_at_place(self, request: Request, retry: bool) -> ReduceInfo:
         """With retries as long as this peer's rank and the world size are as they were. C does not retry ops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +18,8 @@ __all__ = [
     "ReduceOperandDescriptor",
     "algorithm_value",
     "check_tag",
-    "descriptor_for",
     "fill_descriptor",
+    "new_descriptor",
 ]
 
 MAX_TAG = 2**64 - 1
@@ -116,20 +117,34 @@ def _check_operand(operand: ReduceOperandDescriptor, datatype: DataType) -> None
         )
 
 
-def descriptor_for(
+def new_descriptor(
     memory: Memory,
     op: ReduceOp | str,
     tag: int,
     operand: ReduceOperandDescriptor | None,
     quantization: QuantizationOptions | None,
-) -> ReduceDescriptor:
-    """The op over a whole array."""
+) -> Any:
+    """A pcclReduceDescriptor_t of the op over a whole array, not to be changed. TypeError or ValueError for
+    what C could not take."""
+    if operand is None and quantization is None:
+        tag = check_tag(tag)  # in front of the cache, for which True and 1 are the same
+        # _value_, since before Python 3.12 it takes several calls to get at .value.
+        return _plain_descriptor(memory.count, memory.datatype._value_, ReduceOp.of(op)._value_, tag)
     if operand is None:
         operand = ReduceOperandDescriptor(memory.datatype)
     _check_operand(operand, memory.datatype)
     if quantization is None:
         quantization = QuantizationOptions(memory.datatype, QuantizationAlgorithm.NONE)
-    return ReduceDescriptor(memory.count, op, tag, operand, quantization)
+    target = ffi.new("pcclReduceDescriptor_t *")
+    fill_descriptor(target, ReduceDescriptor(memory.count, op, tag, operand, quantization))
+    return target
+
+
+# C only reads it, and not after the call: calls of one kind, in any thread, may share it.
+@functools.lru_cache(maxsize=1024)
+def _plain_descriptor(count: int, datatype: int, op: int, tag: int) -> Any:
+    """With no hint and no quantization, which are 0."""
+    return ffi.new("pcclReduceDescriptor_t *", (count, op, tag, (datatype,)))
 
 
 def check_tag(tag: int) -> int:

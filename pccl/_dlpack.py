@@ -10,6 +10,7 @@ from typing import Any
 
 from ._arrays import Memory, read_only_error, strided_error
 from ._enums import DataType
+from ._native import ffi
 
 __all__ = ["dlpack_memory"]
 
@@ -66,7 +67,8 @@ def dlpack_memory(array: Any, role: str, writable: bool) -> Memory:
     count = 1
     for length in shape:
         count *= length
-    return Memory((tensor.data or 0) + tensor.byte_offset, count, datatype, (capsule, array))
+    pointer = ffi.cast("void *", (tensor.data or 0) + tensor.byte_offset)
+    return Memory(pointer, count, datatype, (capsule, array))
 
 
 def _capsule(array: Any) -> Any:

@@ -49,14 +49,18 @@ class ReduceOp(Enum):
     @classmethod
     def of(cls, op: ReduceOp | str) -> ReduceOp:
         """The op itself, or the one with that name."""
-        if isinstance(op, cls):
+        if isinstance(op, str):
+            if (named := _BY_OP_NAME.get(op.lower())) is not None:
+                return named
+        elif isinstance(op, cls):
             return op
-        if isinstance(op, str) and op.upper() in cls.__members__:
-            return cls[op.upper()]
         names = ", ".join(repr(member.name.lower()) for member in cls)
         if not isinstance(op, str):
             raise TypeError(f"op must be a ReduceOp or one of {names}, not {type(op).__name__}")
         raise ValueError(f"op must be a ReduceOp or one of {names}, not {op!r}")
+
+
+_BY_OP_NAME = {member.name.lower(): member for member in ReduceOp}
 
 
 class Attribute(Enum):
@@ -125,18 +129,19 @@ class DataType(Enum):
         """From a numpy.dtype, or what numpy.dtype() takes; ml_dtypes.bfloat16 too."""
         # A dtype puts its name together anew whenever asked, which takes longer than the rest of a call.
         try:
-            return _BY_NUMPY_DTYPE[dtype]
+            return BY_NUMPY_DTYPE[dtype]
         except (KeyError, TypeError):
             import numpy
 
             dtype = numpy.dtype(dtype)
-        known = _BY_NUMPY_DTYPE[dtype] = cls.from_dtype_name(dtype.name)
+        known = BY_NUMPY_DTYPE[dtype] = cls.from_dtype_name(dtype.name)
         return known
 
     @classmethod
     def from_torch_dtype(cls, dtype: Any) -> DataType:
         """From a torch.dtype."""
-        return cls.from_dtype_name(str(dtype).removeprefix("torch."))
+        known = BY_TORCH_DTYPE[dtype] = cls.from_dtype_name(str(dtype).removeprefix("torch."))
+        return known
 
     def to_numpy_dtype(self) -> Any:
         """The numpy.dtype. BFLOAT16 needs the package ml_dtypes."""
@@ -156,4 +161,6 @@ class DataType(Enum):
 
 
 _BY_DTYPE_NAME = {member.dtype_name: member for member in DataType}
-_BY_NUMPY_DTYPE: dict[Any, DataType] = {}  # those that were asked for; others are refused
+# Those that were asked for; others are refused.
+BY_NUMPY_DTYPE: dict[Any, DataType] = {}
+BY_TORCH_DTYPE: dict[Any, DataType] = {}

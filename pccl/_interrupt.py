@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from ._errors import check, last_error
 from ._native import ffi, lib
@@ -18,6 +18,8 @@ from ._native import ffi, lib
 __all__ = ["ProgressOptions", "call", "try_call", "watch"]
 
 INTERVAL_MS = 50
+
+_SUCCESS = lib.pcclSuccess
 
 
 class _Raised(threading.local):
@@ -65,15 +67,22 @@ def watch(comm: Any) -> None:
 
 def try_call(function: Any, *arguments: Any) -> int:
     """Call a C function that may wait, and return its result; raise what Python code raised meanwhile."""
-    result = int(function(*arguments))
-    exception, _raised.exception = _raised.exception, None
-    if exception is not None:
-        raise exception
+    result: int = function(*arguments)
+    if _raised.exception is not None:
+        _raise()
     return result
 
 
 def call(function: Any, *arguments: Any) -> None:
     """Call a C function that may wait; raise unless it succeeds."""
-    result = try_call(function, *arguments)
-    if result != lib.pcclSuccess:
+    result = function(*arguments)
+    if _raised.exception is not None:
+        _raise()
+    if result != _SUCCESS:
         raise last_error(result)
+
+
+def _raise() -> NoReturn:
+    exception, _raised.exception = _raised.exception, None
+    assert exception is not None
+    raise exception

@@ -6,7 +6,6 @@ import itertools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from ._native import ffi, lib
 __all__ = ["InFlight", "Operation", "Outcome"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Outcome:
     """How an op ended; `error` is None if it succeeded."""
 
@@ -32,20 +31,20 @@ class Operation:
     """One op in C, awaited there exactly once, and here as often as you like. Until then it holds the memory
     that C works on."""
 
-    def __init__(self, memory: object) -> None:
+    def __init__(self, memory: object, process_id: int) -> None:
         self.handle = ffi.new("pcclAsyncReduceOp_t *")
         self._memory: object | None = memory
-        self._process_id = os.getpid()
+        self._process_id = process_id
         self._lock = threading.Lock()
-        self._outcome: Outcome | None = None
+        self.outcome: Outcome | None = None  # once it has been awaited
 
     def wait(self) -> Outcome:
         check_process(self._process_id)  # before the lock, which another thread may have held at the fork
         with self._lock:
-            if self._outcome is None:
-                self._outcome = self._await()
+            if self.outcome is None:
+                self.outcome = self._await()
                 self._memory = None
-            return self._outcome
+            return self.outcome
 
     def _await(self) -> Outcome:
         info = ffi.new("pcclReduceInfo_t *")
@@ -54,7 +53,7 @@ class Operation:
         except BaseException as interruption:
             # The wait was interrupted, and with it the communicator closed: the op is over.
             error = error_for(Result.INVALID_USAGE, f"a signal ended the wait: {interruption!r}")
-            self._outcome = Outcome(Result.INVALID_USAGE, ReduceInfo(0, 0, 0), error)
+            self.outcome = Outcome(Result.INVALID_USAGE, ReduceInfo(0, 0, 0), error)
             self._memory = None
             raise
         failure = None if result == lib.pcclSuccess else last_error(result)
@@ -63,9 +62,9 @@ class Operation:
     def done(self) -> bool:
         check_process(self._process_id)
         if not self._lock.acquire(blocking=False):
-            return self._outcome is not None  # another thread is in wait()
+            return self.outcome is not None  # another thread is in wait()
         try:
-            if self._outcome is not None:
+            if self.outcome is not None:
                 return True
             done = ffi.new("bool *")
             # An op that can't be asked any more (its communicator is closed) keeps nobody waiting.
@@ -85,14 +84,15 @@ class InFlight:
     _LOOKED_AT = 4  # at a time, once for each op that starts: what is over must not pile up
 
     def __init__(self) -> None:
+        self._process_id = os.getpid()
         self._lock = threading.RLock()  # a signal handler may start an op as well
         self._by_tag: OrderedDict[int, Operation] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._by_tag)
 
-    def start(self, tag: int, memory: object, call: Callable[[Any], None]) -> Operation:
-        """Start an op by `call`, which gets the handle that C is to fill, and raises if C does not."""
+    def start(self, tag: int, memory: object, function: Any, arguments: tuple[Any, ...]) -> Operation:
+        """Start an op by `function` of lib, which takes the handle that it is to fill after `arguments`."""
         with self._lock:
             self.settle_some()
             if not self._settle(tag):
@@ -100,24 +100,27 @@ class InFlight:
                     Result.INVALID_USAGE,
                     f"an async op with tag {tag} is under way: await it first, or use another tag",
                 )
-            operation = self._by_tag[tag] = Operation(memory)
+            operation = self._by_tag[tag] = Operation(memory, self._process_id)
             try:
-                self._call(call, operation)
-            finally:
+                self._call(function, *arguments, operation.handle)
+            except BaseException:
                 # A signal handler may raise when the op has started already.
                 if operation.handle.comm == ffi.NULL:
                     del self._by_tag[tag]
+                raise
             return operation
 
-    def _call(self, call: Callable[[Any], None], operation: Operation) -> None:
+    def _call(self, function: Any, *arguments: Any) -> None:
         try:
-            call(operation.handle)
+            _interrupt.call(function, *arguments)
         except RefusedError:  # too many in flight: those that are over need not count
             self.settle()
-            call(operation.handle)
+            _interrupt.call(function, *arguments)
 
     def settle_some(self) -> None:
         """Await a few, in turn, if they are over."""
+        if not self._by_tag:
+            return  # what another thread starts right now is not over
         with self._lock:
             for tag in list(itertools.islice(self._by_tag, self._LOOKED_AT)):
                 if not self._settle(tag):
@@ -134,8 +137,9 @@ class InFlight:
         operation = self._by_tag.get(tag)
         if operation is None:
             return True
-        if operation.handle.comm == ffi.NULL or not operation.done():
-            return False  # a signal handler has come in between, or it runs
-        operation.wait()
+        if operation.outcome is None:
+            if operation.handle.comm == ffi.NULL or not operation.done():
+                return False  # a signal handler has come in between, or it runs
+            operation.wait()
         del self._by_tag[tag]
         return True

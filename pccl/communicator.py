@@ -22,8 +22,7 @@ from ._descriptors import (
     ReduceOpDescriptor,
     ReduceOperandDescriptor,
     algorithm_value,
-    descriptor_for,
-    fill_descriptor,
+    new_descriptor,
 )
 from ._enums import Attribute, ReduceOp, Result
 from ._errors import PCCLError, check, check_process
@@ -87,12 +86,10 @@ def _all_reduce(
     timeout: float | None,
 ) -> Request:
     source, target = memory_pair(send, recv)
-    descriptor = ffi.new("pcclReduceDescriptor_t *")
-    fill_descriptor(descriptor, descriptor_for(source, op, tag, operand, quantization))
     return Request(
         lib.pcclAllReduceWithOptions,
         lib.pcclAllReduceAsyncWithOptions,
-        (source.pointer, target.pointer, descriptor),
+        (source.pointer, target.pointer, new_descriptor(source, op, tag, operand, quantization)),
         (source, target),
         tag,
         timeout,

@@ -74,7 +74,7 @@ class TensorInfo:
         dtype: DataType,
         allow_content_inequality: bool = False,
     ) -> None:
-        self._set(name, Memory(data_ptr, numel, dtype, None), allow_content_inequality)
+        self._set(name, Memory(ffi.cast("void *", data_ptr), numel, dtype, None), allow_content_inequality)
 
     def _set(self, name: str, memory: Memory, allow_content_inequality: bool) -> None:
         if not isinstance(name, str):

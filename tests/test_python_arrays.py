@@ -5,6 +5,7 @@ import ctypes
 import mmap
 import subprocess
 import sys
+import weakref
 
 import numpy
 import pytest
@@ -41,6 +42,26 @@ def test_a_numpy_array_is_found_where_it_lies(dtype) -> None:
     assert memory.count == 24
     assert memory.datatype.to_numpy_dtype() == values.dtype
     assert memory.owner is values
+
+
+def test_a_subclass_of_a_numpy_array_is_found_where_it_lies() -> None:
+    class Named(numpy.ndarray):
+        name = "weights"
+
+    values = numpy.arange(24, dtype="f4").view(Named)
+    for array_of_either in (values, numpy.asarray(values), values):
+        memory = memory_of(array_of_either, "send", writable=True)
+        assert (memory.address, memory.count) == (values.ctypes.data, 24)
+
+
+def test_only_the_owner_holds_a_numpy_array() -> None:
+    values = numpy.arange(3.0)
+    watched = weakref.ref(values)
+    memory = memory_of(values, "send", writable=True)
+    del values
+    assert watched() is not None
+    memory.owner = None
+    assert watched() is None
 
 
 def test_bfloat16_of_ml_dtypes_is_taken() -> None:
