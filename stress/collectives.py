@@ -21,6 +21,15 @@ class TreeAllReduce(AllReduce):
     options: ClassVar[dict[str, Any]] = {"algorithm": "tree"}
 
 
+def _place(comm: pccl.Communicator) -> tuple[int, int]:
+    """Epoch, and rank in that epoch."""
+    while True:
+        epoch = comm.epoch
+        rank = comm.rank
+        if comm.epoch == epoch:
+            return epoch, rank
+
+
 class _Other:
     """What the others have in common: ranks, and so the loss of a peer fails them also with retry=True."""
 
@@ -31,10 +40,22 @@ class _Other:
         self.shape, self.slot = shape, slot
         self._before: Array = np.empty(0)
         self._send: Array = self._before
+        self._comm: pccl.Communicator | None = None
+        self._place = (0, 0)
 
     @property
     def name(self) -> str:
         return f"{type(self).__name__} of {self.shape.count} {self.shape.dtype}, tag {self.shape.tag}"
+
+    def _begin(self, comm: pccl.Communicator) -> int:
+        """Right before the call. The world that it is made for."""
+        self._comm, self._place = comm, _place(comm)
+        return max(comm.world_size, 1)
+
+    def _rank(self) -> int | None:
+        """Of this peer in the op: None if that is not certain, since the epoch has changed since the call."""
+        epoch, rank = self._place
+        return rank if self._comm is not None and _place(self._comm) == (epoch, rank) else None
 
     def require_intact(self) -> None:
         wrong = difference(self._send, self._before)
@@ -53,9 +74,10 @@ class Broadcast(_Other):
     tells_all: ClassVar[bool] = False  # it tells whose it is
 
     def _prepare(self, comm: pccl.Communicator) -> int:
+        world = self._begin(comm)
         self._before = contribution(self.shape, self.slot)
         self._send = self._before.copy()
-        return min(self.shape.count % 5, max(comm.world_size, 1) - 1)
+        return min(self.shape.count % 5, world - 1)
 
     def call(self, comm: pccl.Communicator, retry: bool) -> pccl.ReduceInfo:
         root = self._prepare(comm)
@@ -79,9 +101,10 @@ class AllGather(_Other):
         self._recv: Array = np.empty(0)
 
     def _prepare(self, comm: pccl.Communicator) -> None:
+        world = self._begin(comm)
         self._before = contribution(self.shape, self.slot)
         self._send = self._before.copy()
-        self._recv = np.full((max(comm.world_size, 1), self.shape.count), 77, self.shape.dtype)
+        self._recv = np.full((world, self.shape.count), 77, self.shape.dtype)
 
     def call(self, comm: pccl.Communicator, retry: bool) -> pccl.ReduceInfo:
         self._prepare(comm)
@@ -97,6 +120,11 @@ class AllGather(_Other):
         slots = [slot for mark in marks for slot in mark]
         if any(len(mark) != 1 for mark in marks) or len(set(slots)) != len(slots) or self.slot not in slots:
             raise ViolationError(f"{self.name}: the parts are those of {marks}; this is {self.slot}")
+        rank = self._rank()
+        if rank is not None and slots.index(self.slot) != rank:
+            raise ViolationError(
+                f"{self.name}: the parts are those of {slots}; this is {self.slot}, rank {rank}"
+            )
         for row, slot in zip(self._recv, slots, strict=True):
             self._require(row, contribution(self.shape, slot), slots)
         self.require_intact()
@@ -113,7 +141,7 @@ class ReduceScatter(_Other):
         return Shape(f"{shape.key} part {rank}", shape.tag, shape.count, shape.dtype, shape.op)
 
     def _prepare(self, comm: pccl.Communicator) -> None:
-        world = max(comm.world_size, 1)
+        world = self._begin(comm)
         self._before = np.stack([contribution(self._part(rank), self.slot) for rank in range(world)])
         self._send = self._before.copy()
         self._recv = np.full(self.shape.count, 77, self.shape.dtype)
@@ -133,10 +161,12 @@ class ReduceScatter(_Other):
             raise ViolationError(
                 f"{self.name}: the result is over {members}; this is {self.slot} of {len(self._send)}"
             )
-        # Ranks may have changed since: it has to be one of the parts.
-        parts = [reduction(self._part(rank), members) for rank in range(len(self._send))]
+        rank = self._rank()
+        ranks = range(len(self._send)) if rank is None else [rank]
+        parts = [reduction(self._part(one), members) for one in ranks]
         if all(difference(self._recv, part) is not None for part in parts):
-            self._require(self._recv, parts[0], members)
+            which = f"part {rank}" if rank is not None else "any part"
+            self._require(self._recv, parts[0], f"{members} ({which})")
         self.require_intact()
         return members
 
