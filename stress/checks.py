@@ -13,59 +13,32 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .causes import COMMITTED_BY_PEERS, ENDING, MASTER_ENDING, REMEMBERED, Disturbance, explains
+
 __all__ = ["Checks", "Disturbance", "Limits", "Violated"]
 
-_NET = ("reset", "stall", "oneway")
-_MASTER = ("master_kill",)
-# What may make calls of other peers fail: everything that ends a membership, or an epoch, without a goodbye
-# between ops.
-_DISRUPTIVE = (
-    "kill",
-    "term",
-    "replace",
-    "leave",
-    "rejoin",
-    "pause",
-    "mismatch",
-    "misplaced",
-    "links",
-    *_NET,
-    *_MASTER,
-)
-
-# Results that may be seen, and their causes: faults of the peer itself, and faults of whoever.
-_CAUSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "RANK_CONNECTION_LOST": ((), _DISRUPTIVE),
-    "MISMATCH": ((), ("mismatch", "misplaced")),
-    "EVICTED": (("pause", "links", *_NET), ()),
-    "MASTER_CONNECTION_LOST": (("pause", *_NET), _MASTER),
-    "MASTER_CONNECTION_FAILED": (_NET, _MASTER),
-}
+_SECONDS_OF_DOUBT = 1.0  # the faults of one peer may be heard of after the errors of another
 _REMEMBERED_REVISIONS = 500
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds. `bound_s`: of any call; `window_s`: how long after its end a fault explains an error;
-    `progress_s`: without a step in a group that has peers."""
+    """Seconds. `bound_s`: of any call; `settled_s`: after a fault of its own, until a peer in step counts as
+    company; `progress_s`: without a step in a group that has peers."""
 
+    timeout_s: float
     bound_s: float
-    window_s: float
+    settled_s: float
     progress_s: float
 
     @classmethod
     def of(cls, timeout_s: float) -> Limits:
-        return cls(bound_s=10 * timeout_s + 10, window_s=4 * timeout_s + 3, progress_s=20 * timeout_s + 20)
-
-
-@dataclass
-class Disturbance:
-    """A fault that was done to these peers (none: to all), from `at` to `until` on the clock."""
-
-    kind: str
-    at: float
-    until: float
-    peers: frozenset[str] = frozenset()
+        return cls(
+            timeout_s=timeout_s,
+            bound_s=10 * timeout_s + 10,
+            settled_s=4 * timeout_s + 3,
+            progress_s=20 * timeout_s + 20,
+        )
 
 
 @dataclass
@@ -82,6 +55,7 @@ class _Peer:
     group: int
     born: float
     heard: float
+    outside_since: float  # when it last was a newcomer
     inside_since: float | None = None  # as a member that agrees with the others
     memberships: int = 0  # that it has lost
     undisturbed_since: float = 0.0
@@ -128,10 +102,6 @@ class _Table:
         return None
 
 
-def _names_ranks(call: str) -> bool:
-    return any(name in call for name in ("Broadcast", "AllGather", "ReduceScatter"))
-
-
 class Checks:
     def __init__(self, limits: Limits, began: float) -> None:
         self.limits = limits
@@ -139,6 +109,7 @@ class Checks:
         self.peers: dict[str, _Peer] = {}
         self._began = began
         self._disturbances: list[Disturbance] = []
+        self._doubts: list[tuple[str, dict[str, Any]]] = []  # errors without a cause so far
         self._states, self._ops = _Table(), _Table()
         self._advanced: dict[int, float] = {}
         self.revisions: dict[int, int] = {}
@@ -155,21 +126,25 @@ class Checks:
     # --- what happens ------------------------------------------------------------------------------------
 
     def born(self, name: str, group: int, at: float) -> None:
-        self.peers[name] = _Peer(group, at, at)
+        self.peers[name] = _Peer(group, at, at, at)
 
     def disturbed(self, disturbance: Disturbance) -> None:
         """A fault begins; `until` may be moved on later."""
-        self._disturbances.append(disturbance)
+        if disturbance.kind not in COMMITTED_BY_PEERS:
+            self._disturbances.append(disturbance)
         for name in disturbance.peers:
             if name in self.peers:
                 peer = self.peers[name]
                 peer.undisturbed_since = max(peer.undisturbed_since, disturbance.until)
-                if disturbance.kind in ("kill", "term", "replace", "close", "leave"):
+                if disturbance.kind in ENDING:
                     peer.expected_to_end = True
 
     def ended(self, name: str, status: int | None, at: float) -> None:
         """The process is gone."""
         peer = self.peers.pop(name)
+        for one in self._disturbances:
+            if one.kind in ENDING and name in one.peers:
+                one.until = at
         if not peer.expected_to_end:
             self.violate(at, f"{name} ended by itself with status {status}", [name])
 
@@ -185,7 +160,12 @@ class Checks:
 
     def _on_out(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
         peer.inside_since = None
+        peer.outside_since = at
         peer.memberships += 1
+
+    def _on_does(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
+        """It now carries out what it was ordered."""
+        self._disturbances.append(Disturbance(message["what"], at, at, frozenset([name])))
 
     def _on_left(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
         peer.inside_since = None
@@ -227,20 +207,21 @@ class Checks:
     def _on_error(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
         result = message["result"]
         self.errors[result] = self.errors.get(result, 0) + 1
-        if result == "TOO_FEW_PEERS":
-            allowed = not self._has_company(name, peer, at)
-        elif result in _CAUSES:
-            own, any_ = _CAUSES[result]
-            began = at - message["seconds"]
-            if result == "RANK_CONNECTION_LOST" and _names_ranks(message["call"]):
-                any_ += ("close", "regroup")  # who leaves in good order changes ranks all the same
-            allowed = self._is_explained(name, own, any_, began, at)
-        else:
-            allowed = False
-        if not allowed:
-            self.violate(
-                at, f"{name}: {message['call']} failed without a cause: {result}: {message['text']}", [name]
-            )
+        # Not before all that was told until now has been heard.
+        self._doubts.append((name, {**message, "outside_since": peer.outside_since}))
+
+    def judge(self, now: float) -> None:
+        """The errors that were told a moment ago: each must have a cause."""
+        doubts, self._doubts = self._doubts, []
+        for name, message in doubts:
+            at = message["at"]
+            if self._is_allowed(name, message):
+                continue
+            if now < at + _SECONDS_OF_DOUBT:
+                self._doubts.append((name, message))
+                continue
+            what = f"{message['call']} failed without a cause: {message['result']}: {message['text']}"
+            self.violate(at, f"{name}: {what}", [name])
 
     # --- what holds --------------------------------------------------------------------------------------
 
@@ -252,22 +233,27 @@ class Checks:
             if peer.group == group and peer.inside_since is not None
         }
 
-    def _is_explained(
-        self, name: str, own: tuple[str, ...], any_: tuple[str, ...], began: float, at: float
-    ) -> bool:
-        return any(
-            one.at <= at
-            and began <= one.until + self.limits.window_s
-            and (one.kind in any_ or (one.kind in own and name in one.peers))
-            for one in self._disturbances
+    def _is_allowed(self, name: str, message: dict[str, Any]) -> bool:
+        if message["result"] == "TOO_FEW_PEERS":
+            return not self._has_company(name, message["at"])
+        return explains(
+            self._disturbances,
+            message,
+            name,
+            message["since"],
+            message["at"],
+            message["outside_since"],
+            self.limits.timeout_s,
         )
 
-    def _has_company(self, name: str, peer: _Peer, at: float) -> bool:
+    def _has_company(self, name: str, at: float) -> bool:
         """Whether it and another of its group have been in step, undisturbed, for so long that this is
         certain."""
-        since = at - self.limits.window_s
-        if any(one.kind in _MASTER and one.until > since for one in self._disturbances):
+        since = at - self.limits.settled_s
+        master_ended = any(one.kind in MASTER_ENDING and one.until > since for one in self._disturbances)
+        if name not in self.peers or master_ended:
             return False
+        peer = self.peers[name]
         settled = [
             other
             for other, record in self.peers.items()
@@ -280,13 +266,19 @@ class Checks:
         return name in settled and len(settled) > 1
 
     def forget(self, now: float) -> None:
-        """Faults that explain nothing any more."""
-        oldest = now - self.limits.window_s - self.limits.bound_s
-        self._disturbances = [one for one in self._disturbances if one.until > oldest]
+        """Faults that explain nothing any more: no call and no pause between two takes longer, and nobody has
+        been a member since then who could be put out for a pair that can't be linked."""
+        oldest = now - self.limits.settled_s - 2 * self.limits.bound_s
+        newcomers = [peer.outside_since for peer in self.peers.values()]
+        first = min([oldest, *(since - self.limits.settled_s for since in newcomers)])
+        self._disturbances = [
+            one for one in self._disturbances if one.until > (first if one.kind in REMEMBERED else oldest)
+        ]
 
     def look(self, now: float, stopped: set[str]) -> list[str]:
         """Who is silent, which group stands still; peers that should say where they hang."""
         self.forget(now)
+        self.judge(now)
         hanging = [name for name, peer in self.peers.items() if peer.hang_told]
         for name, peer in self.peers.items():
             if name in stopped or peer.expected_to_end or peer.hang_told:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .checks import Disturbance
+from .causes import Disturbance
 from .flat import Flat
+from .namespaces import reset_connections_to
 from .schedule import Fault
 
 if TYPE_CHECKING:
@@ -26,22 +26,30 @@ _TAKING = (
     "pause",
 )  # a peer from the others, without a goodbye between ops
 
+_SILENT = 0.7  # below: packets between two peers are lost without a sign
+
 
 class Faults:
     """happen() makes one happen; what it takes to end it is done later, by the orchestrator's clock."""
 
     def __init__(self, run: Orchestrator) -> None:
         self._run = run
+        self._current = Disturbance("", 0.0, 0.0)
 
     def happen(self, fault: Fault, now: float) -> None:
         until = now + fault.duration_s
         kind = fault.kind
         victims = [name for slot in fault.slots if (name := self._run.by_slot.get(slot)) is not None]
-        if kind not in ("spawn", "burst") and fault.slots and not victims:
+        pair = kind.startswith("pair_")
+        if kind not in ("spawn", "burst") and fault.slots and len(victims) < 1 + pair:
             return  # it has ended by itself, which was told
         if kind == "close" and fault.variant >= 0.5:
             kind = "leave"  # in the middle of its calls
-        self._run.checks.disturbed(Disturbance(kind, now, until, frozenset(victims)))
+        if kind == "cut_off":  # each of the others has lost a link
+            disturbance = Disturbance(kind, now, until, frozenset(self._run.peers))
+        else:
+            disturbance = Disturbance(kind, now, until, frozenset(victims))
+        self._run.checks.disturbed(disturbance)
         taken = self._run.peers[victims[0]] if victims and kind in _TAKING else None
         self._run.tally.fault(
             fault.kind,
@@ -56,8 +64,19 @@ class Faults:
         self._run.write(
             "schedule", {"kind": kind, "at": now, "peers": victims, "slots": fault.slots, "until": until}
         )
+        self._current = disturbance
         getattr(self, "_do_" + kind)(fault, victims, until)
         self._run.settle_recoveries()
+
+    def _then(self, action: Callable[[], None]) -> None:
+        """What ends the current fault, in time. It explains errors until that was really done."""
+        disturbance = self._current
+
+        def end(now: float) -> None:
+            action()
+            disturbance.until = max(disturbance.until, time.monotonic())
+
+        self._run.at(disturbance.until, end)
 
     def _do_spawn(self, fault: Fault, victims: list[str], until: float) -> None:
         for slot in fault.slots:
@@ -104,12 +123,12 @@ class Faults:
             living.process.signal(signal.SIGSTOP)
         living.stopped_until = max(until, living.stopped_until or 0)
 
-        def go_on(now: float) -> None:
-            if living.stopped_until is not None and now >= living.stopped_until:
+        def go_on() -> None:
+            if living.stopped_until is not None and time.monotonic() >= living.stopped_until:
                 living.stopped_until = None
                 living.process.signal(signal.SIGCONT)
 
-        self._run.at(until, go_on)
+        self._then(go_on)
 
     def _do_slow(self, fault: Fault, victims: list[str], until: float) -> None:
         self._run.peers[victims[0]].process.order("slow", seconds=fault.duration_s)
@@ -120,13 +139,38 @@ class Faults:
     _do_misplaced = _do_mismatch
 
     def _do_links(self, fault: Fault, victims: list[str], until: float) -> None:
-        port = self._run.peers[victims[0]].process.port()
-        if port is not None and os.geteuid() == 0 and shutil.which("ss"):
-            command = ["ss", "--kill", "--no-header", "--tcp", "dport", "=", f":{port}"]
-            if subprocess.run(command, check=False, capture_output=True).stdout:
-                return
-        self._run.tally.faults[fault.kind] -= 1
-        self._run.tally.faults["links (could not be reset)"] += 1
+        process = self._run.peers[victims[0]].process
+        if self._run.setting.namespaces:
+            done = self._run.router.reset(process.pid, None)
+        else:
+            port = process.port()
+            done = port is not None and os.geteuid() == 0 and reset_connections_to(port)
+        self._count_reset(fault.kind, done)
+
+    def _do_pair_reset(self, fault: Fault, victims: list[str], until: float) -> None:
+        one, other = (self._run.peers[name].process for name in victims)
+        self._count_reset(fault.kind, self._run.router.reset(one.pid, other.host))
+
+    def _count_reset(self, kind: str, done: bool) -> None:
+        if not done:
+            self._run.tally.faults[kind] -= 1
+            self._run.tally.faults[f"{kind} (could not be reset)"] += 1
+
+    def _do_pair_cut(self, fault: Fault, victims: list[str], until: float) -> None:
+        one, other = (self._run.peers[name].process.host for name in victims)
+        both = fault.kind == "pair_cut"
+        ways = [(one, other), (other, one)] if both else [(one, other)]
+        self._then(self._run.router.lose(ways, told=both and fault.variant >= _SILENT))
+
+    _do_pair_oneway = _do_pair_cut
+
+    def _do_cut_off(self, fault: Fault, victims: list[str], until: float) -> None:
+        host = self._run.peers[victims[0]].process.host
+        with_master = fault.variant < 0.5
+        if with_master:
+            self._run.checks.disturbed(Disturbance("unheard", self._current.at, until, frozenset(victims)))
+        others = "all" if with_master else "peers"
+        self._then(self._run.router.lose([(host, others), (others, host)]))
 
     def _do_reset(self, fault: Fault, victims: list[str], until: float) -> None:
         self._run.proxy.ask("reset", name=victims[0])
@@ -136,27 +180,29 @@ class Faults:
         one_way = fault.kind == "oneway"
         upstream = not one_way or fault.variant < 0.5
         proxy.ask("stall", name=name, upstream=upstream, downstream=not one_way or not upstream)
-        self._run.at(until, lambda now: proxy.ask("stall", name=name, upstream=False, downstream=False))
+        self._then(lambda: proxy.ask("stall", name=name, upstream=False, downstream=False))
 
     _do_oneway = _do_stall
 
     def _do_garbage(self, fault: Fault, victims: list[str], until: float) -> None:
-        self._run.strangers.visit(int(self._run.master.address.rpartition(":")[2]), fault.variant)
-        port = self._run.peers[victims[0]].process.port()
+        host, _, master_port = self._run.master.address.rpartition(":")
+        self._run.strangers.visit(host, int(master_port), fault.variant)
+        process = self._run.peers[victims[0]].process
+        port = process.port()
         if port is not None:
-            self._run.strangers.visit(port, fault.variant)
+            self._run.strangers.visit(process.host, port, fault.variant)
 
     def _do_master_kill(self, fault: Fault, victims: list[str], until: float) -> None:
         if not self._run.master.is_alive():
             return  # already, and the next one is to come
         self._run.master.kill()
 
-        def start(now: float) -> None:
+        def start() -> None:
             self._run.master.start()
             self._run.master_flat = Flat(time.monotonic())
 
-        self._run.at(until, start)
+        self._then(start)
 
     def _do_master_pause(self, fault: Fault, victims: list[str], until: float) -> None:
         self._run.master.signal(signal.SIGSTOP)
-        self._run.at(until, lambda now: self._run.master.signal(signal.SIGCONT))
+        self._then(lambda: self._run.master.signal(signal.SIGCONT))

@@ -25,14 +25,14 @@ class Strangers:
     def __init__(self) -> None:
         self._open: list[socket.socket] = []
 
-    def visit(self, port: int, variant: float) -> None:
+    def visit(self, host: str, port: int, variant: float) -> None:
         """Some connections to this port, and what `variant` says on them."""
         choice = random.Random(variant)
         for _ in range(_CONNECTIONS):
             stranger = socket.socket()
             stranger.settimeout(1.0)
             with contextlib.suppress(OSError):
-                stranger.connect(("127.0.0.1", port))
+                stranger.connect((host, port))
                 stranger.sendall(choice.choice([*_NONSENSE, choice.randbytes(choice.randint(1, 2000))]))
             if choice.random() < 0.3:
                 stranger.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
+import math
 import selectors
 import signal
 import time
@@ -16,10 +17,12 @@ from typing import Any
 import psutil
 
 from . import processes
-from .checks import Checks, Disturbance, Limits
+from .causes import Disturbance
+from .checks import Checks, Limits
 from .faults import Faults
 from .flat import Flat, Sample
 from .garbage import Strangers
+from .namespaces import HUB_ADDRESS, Router
 from .peer import Config
 from .processes import Master, PeerProcess, StressError
 from .proxy import Proxy
@@ -83,6 +86,7 @@ class Orchestrator:
         self._selector = selectors.DefaultSelector()
         self.strangers = Strangers()
         self.proxy = Proxy(processes.start)
+        self.router = Router()
         self._journal = (folder / "journal.jsonl").open("w")
         self.samples: list[tuple[float, int, float, int]] = []  # at, peers, steps/s, memory of all
 
@@ -103,6 +107,7 @@ class Orchestrator:
             self._let_faults_happen()
             self._settle()
             self._part()
+            self.checks.judge(math.inf)
         finally:
             self._end_all()
 
@@ -224,9 +229,11 @@ class Orchestrator:
     def spawn(self, slot: int, group: int) -> None:
         life = next(self._lives)
         name = f"s{slot}-{life}"
-        port = self.proxy.ask("open", name=name)
+        apart = self.setting.namespaces
+        host = HUB_ADDRESS if apart else "127.0.0.1"
+        port = self.proxy.ask("open", name=name, host=host)
         config = Config(
-            address=f"127.0.0.1:{port}",
+            address=f"{host}:{port}",
             seed=self.setting.seed,
             slot=slot,
             life=life,
@@ -238,6 +245,7 @@ class Orchestrator:
             step_s=self.load.step_s,
             max_bytes=self.load.max_bytes,
             state_bytes=self.load.state_bytes,
+            namespace=apart,
         )
         process = PeerProcess(config)
         self.peers[name] = Living(process, Flat(process.born), group=group)

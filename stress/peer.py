@@ -28,6 +28,7 @@ import numpy as np
 import pccl
 
 from .lifeline import end_with_parent
+from .namespaces import address_of, connect_namespace
 from .operations import ViolationError, draw_step
 from .schedule import WITNESSES
 from .steps import AloneError, Mischief, Step
@@ -41,7 +42,8 @@ _VIOLATED = 3  # exit status
 
 @dataclass(frozen=True)
 class Config:
-    """What a peer has to know. `bound_s`: of any one call. `life` counts the processes of the run."""
+    """What a peer has to know. `bound_s`: of any one call. `life` counts the processes of the run.
+    `namespace`: whether it is to have a network namespace of its own."""
 
     address: str
     seed: int
@@ -55,6 +57,7 @@ class Config:
     max_bytes: int
     state_bytes: int
     log: str
+    namespace: bool = False
 
 
 class _OrderedError(Exception):
@@ -68,7 +71,8 @@ class Peer:
         self._orders = orders
         self._sending = threading.Lock()
         self._call: tuple[str, float] | None = None
-        self._mischief = Mischief()
+        self._returned = time.monotonic()  # when the last call did
+        self._mischief = Mischief(self._tell_what)
         self._slow_s = 0.0
         self._leaving = False  # after this step
         self._closed_by_order = ""  # "leave" or "rejoin", from the middle of a call
@@ -92,6 +96,8 @@ class Peer:
             self._group,
             timeout=self.config.timeout_s,
             name=f"s{self.config.slot}-{self.config.life}",
+            # The master sees the address of the proxy between them.
+            advertise=address_of(self.config.life) if self.config.namespace else None,
         )
 
     # --- talking to the orchestrator ---------------------------------------------------------------------
@@ -103,6 +109,10 @@ class Peer:
                 self._orders.sendall(line)
             except OSError:
                 os._exit(0)  # the orchestrator is gone
+
+    def _tell_what(self, what: str) -> None:
+        """What it is about to do wrong, or to leave: from now on, not from when it was ordered."""
+        self._tell("does", what=what)
 
     def _listen(self) -> None:
         """A thread: takes orders, and tells twice a second that this process is there and what it waits
@@ -138,12 +148,16 @@ class Peer:
         else:  # "leave" or "rejoin", whatever the main thread waits in
             self._closed.clear()
             self._closed_by_order = do
+            self._tell_what(do)
             self._comm.close()
             self._closed.set()
 
     @contextlib.contextmanager
-    def _watch(self, call: str) -> Iterator[None]:
-        """Around a call: what it waits in, how long it took, and how it failed."""
+    def _watch(self, call: str, started: float | None = None) -> Iterator[None]:
+        """Around a call: what it waits in, how long it took, and how it failed. `started`: the async op whose
+        result it awaits.
+
+        It may fail for anything since the call before returned: since then there was nobody to be told."""
         began = time.monotonic()
         self._call = (call, began)
         try:
@@ -161,11 +175,12 @@ class Peer:
                 error=type(error).__name__,
                 result=error.result.name,
                 text=str(error),
-                seconds=time.monotonic() - began,
+                since=min(self._returned, began, began if started is None else started),
             )
             raise
         finally:
             self._call = None
+            self._returned = time.monotonic()
             seconds = time.monotonic() - began
             if seconds > self.config.bound_s:
                 self._tell(
@@ -190,6 +205,7 @@ class Peer:
                 self._closed_by_order = ""
                 self._lose("rejoin", keeps_state=False)
         self._tell("left")
+        self._tell_what("close")
         self._comm.close()
 
     def _lose(self, why: str, keeps_state: bool) -> None:
@@ -206,6 +222,7 @@ class Peer:
             self._step()
             self._admit()
             if self._wanted_group != self._group:
+                self._tell_what("regroup")
                 self._comm.close()
                 self._group = self._wanted_group
                 self._comm = self._communicator()
@@ -317,6 +334,8 @@ def serve(config: Config, orders: socket.socket) -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the orchestrator
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if config.namespace:
+        connect_namespace(config.life)
     peer = Peer(config, orders)
     try:
         peer.run()

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from .lifeline import end_with_parent
+from .namespaces import address_of
 from .peer import Config, serve
 
 __all__ = ["Master", "PeerProcess", "StressError", "start"]
@@ -63,6 +64,10 @@ class PeerProcess:
     def name(self) -> str:
         return f"s{self.config.slot}-{self.config.life}"
 
+    @property
+    def pid(self) -> int:
+        return int(self._process.pid)
+
     def order(self, do: str, **more: Any) -> None:
         with contextlib.suppress(OSError):  # it may be dead, or stopped with a full buffer
             self.socket.send(json.dumps({"do": do, **more}).encode() + b"\n")
@@ -102,13 +107,31 @@ class PeerProcess:
         self._process.join(5)
         self.socket.close()
 
+    @property
+    def host(self) -> str:
+        """Where it is."""
+        return address_of(self.config.life) if self.config.namespace else "127.0.0.1"
+
     def port(self) -> int | None:
         """Where it listens for other peers."""
+        if self.config.namespace:
+            return _only_listener(self.pid)
         with contextlib.suppress(psutil.Error, AttributeError):
             for connection in self.handle.net_connections("tcp"):  # type: ignore[union-attr]
                 if connection.status == psutil.CONN_LISTEN:
                     return int(connection.laddr.port)
         return None
+
+
+def _only_listener(pid: int) -> int | None:
+    """The port that is listened on in the namespace of a process."""
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+                _, local, _, state, *_ = line.split()
+                if state == "0A":
+                    return int(local.rpartition(":")[2], 16)
+    return None
 
 
 class Master:

@@ -81,8 +81,8 @@ class _Proxy:
     def _do_target(self, host: str, port: int) -> None:
         self._target = (host, port)
 
-    def _do_open(self, name: str) -> int:
-        listener = socket.create_server(("127.0.0.1", 0))
+    def _do_open(self, name: str, host: str) -> int:
+        listener = socket.create_server((host, 0))
         listener.setblocking(False)
         door = self._doors[name] = _Door(listener)
         self._selector.register(listener, selectors.EVENT_READ, door)

@@ -46,6 +46,7 @@ def document(run: Orchestrator, command: list[str], outcome: str) -> dict[str, A
             "seed": setting.seed,
             "peers": setting.peers,
             "groups": setting.groups,
+            "namespaces": setting.namespaces,
             "minutes": setting.duration_s / 60,
             "timeout_s": setting.timeout_s,
             "fault_every_s": setting.gap_s,

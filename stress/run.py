@@ -15,11 +15,12 @@ from typing import NoReturn
 
 from .arithmetic import MOST_MEMBERS
 from .collectives import COLLECTIVES
+from .namespaces import UnavailableError, enter_hub
 from .operations import REDUCE, STYLES
 from .orchestrator import Load, Orchestrator
 from .processes import StressError
 from .report import document, text
-from .schedule import PROFILES, Setting
+from .schedule import PROFILES, Setting, needs_namespaces
 from .view import view
 
 __all__ = ["main"]
@@ -107,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
         help="sync, async, multiple, … (default all)",
     )
     add("--groups", type=int, choices=(1, 2), help="peer groups (default 2 for mixed with 6 peers or more)")
+    add(
+        "--namespaces",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="network namespaces, for faults between peers (default auto: where root can make them)",
+    )
     add("--fault-every", type=_range, default=(0.5, 2.0), metavar="LOW-HIGH", help="seconds (default 0.5-2)")
     add("--timeout", type=_positive, default=3.0, metavar="SECONDS", help="of the communicators (default 3)")
     add("--step-ms", type=_positive, default=100.0, metavar="MS", help="what a step computes (default 100)")
@@ -143,6 +150,20 @@ def _carry_out(run: Orchestrator) -> str:
     return "violated" if run.checks.violations else "held"
 
 
+def _enter_namespaces(wanted: str, profile: str, parser: argparse.ArgumentParser) -> bool:
+    """Whether the peers have namespaces of their own. This process is in that of the hub then."""
+    if wanted == "no" or (wanted == "auto" and not needs_namespaces(profile)):
+        return False
+    try:
+        enter_hub()
+    except UnavailableError as error:
+        if wanted == "yes":
+            parser.error(f"--namespaces yes: {error}")
+        print(f"pccl stress: no faults between peers: network namespaces: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def _draw(run: Orchestrator, path: Path) -> None:
     from .timeline import draw
 
@@ -161,6 +182,7 @@ def main(arguments: list[str]) -> int:
         parser.error(f"--report: {options.report.parent} is no folder")
     if options.groups == 2 and options.peers < 6:
         parser.error("--groups 2: wants --peers 6 or more")
+    namespaces = _enter_namespaces(options.namespaces, options.profile, parser)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 31)
     setting = Setting(
         seed=seed,
@@ -170,6 +192,7 @@ def main(arguments: list[str]) -> int:
         timeout_s=options.timeout,
         gap_s=options.fault_every,
         groups=options.groups or (2 if options.profile == "mixed" and options.peers >= 6 else 1),
+        namespaces=namespaces,
     )
     load = Load(options.ops, options.step_ms / 1000, options.max_bytes, options.state_bytes)
     folder = options.keep or Path(tempfile.mkdtemp(prefix="pccl-stress-"))

@@ -4,6 +4,9 @@ The schedule knows who is alive because it decides so itself: peers live in numb
 the one that has been empty for longest, and `kill`, `term` and `close` empty one. Slots below WITNESSES are
 never emptied: their peers carry the state from the first step to the last, so that a state that goes back
 is a defect.
+
+Kinds that need network namespaces are drawn in any case and left out without them, so that the others are the
+same.
 """
 
 from __future__ import annotations
@@ -15,7 +18,17 @@ from dataclasses import dataclass, field
 
 from .arithmetic import SLOTS
 
-__all__ = ["KINDS", "PROFILES", "WITNESSES", "Fault", "Setting", "first_peers", "schedule"]
+__all__ = [
+    "BETWEEN_PEERS",
+    "KINDS",
+    "PROFILES",
+    "WITNESSES",
+    "Fault",
+    "Setting",
+    "first_peers",
+    "needs_namespaces",
+    "schedule",
+]
 
 # The first peers of group 0, and one of group 1 if there are groups: never killed, closed or moved.
 WITNESSES = 2
@@ -40,17 +53,37 @@ KINDS = {
     "reset": "the connection of a peer with the master is reset",
     "stall": "nothing passes between a peer and the master for a while",
     "oneway": "what a peer sends to the master is lost for a while, or the other way round",
+    "pair_reset": "the connections between two peers are reset",
+    "pair_oneway": "what a peer sends to another is lost for a while",
+    "pair_cut": "nothing passes between two peers for a while, without a sign or with one (ICMP)",
+    "cut_off": "nothing passes between a peer and all others for a while, the master too or not",
     "garbage": "strangers connect to the master and a peer, and talk nonsense or not at all",
     "master_kill": "the master is killed, and another one starts at its address",
     "master_pause": "SIGSTOP and, within the timeout, SIGCONT, for the master",
 }
+
+# Those that need network namespaces. The first three have two victims of one group.
+BETWEEN_PEERS = ("pair_reset", "pair_oneway", "pair_cut", "cut_off")
+# A pair that can't reach each other is routed around after three timeouts or so (see faults.py).
+_LONGEST_CUT = 5.0  # timeouts
 
 PROFILES: dict[str, dict[str, float]] = {
     "none": {},
     "replace": {"replace": 1},
     "kill": {"spawn": 4, "burst": 0.5, "kill": 6, "term": 1, "close": 2},
     "pause": {"spawn": 1, "kill": 1, "pause": 5, "slow": 2},
-    "net": {"spawn": 1, "kill": 1, "links": 4, "reset": 3, "stall": 3, "oneway": 3},
+    "net": {
+        "spawn": 1,
+        "kill": 1,
+        "links": 3,
+        "reset": 2,
+        "stall": 2,
+        "oneway": 2,
+        "pair_reset": 2,
+        "pair_oneway": 3,
+        "pair_cut": 3,
+        "cut_off": 2,
+    },
     "joinstorm": {"spawn": 1, "burst": 6, "kill": 4, "close": 1, "rejoin": 2},
     "garbage": {"spawn": 1, "kill": 1, "garbage": 6, "mismatch": 2, "misplaced": 1},
     "master": {"spawn": 2, "kill": 2, "pause": 0.5, "master_kill": 1.5, "master_pause": 1.5},
@@ -70,6 +103,10 @@ PROFILES: dict[str, dict[str, float]] = {
         "reset": 1,
         "stall": 0.7,
         "oneway": 0.7,
+        "pair_reset": 0.5,
+        "pair_oneway": 0.7,
+        "pair_cut": 0.7,
+        "cut_off": 0.5,
         "garbage": 1,
     },
 }
@@ -86,6 +123,7 @@ class Setting:
     timeout_s: float = 3.0
     gap_s: tuple[float, float] = (0.5, 2.0)
     groups: int = 1
+    namespaces: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,6 +178,11 @@ def _populate(setting: Setting) -> _Population:
     return population
 
 
+def needs_namespaces(profile: str) -> bool:
+    """Whether some of its faults can't happen without."""
+    return any(kind in BETWEEN_PEERS for kind in PROFILES[profile])
+
+
 def first_peers(setting: Setting) -> dict[int, int]:
     """Slots and groups of the peers that are there when the faults begin."""
     return dict(_populate(setting).group_of)
@@ -156,7 +199,7 @@ def schedule(setting: Setting) -> Iterator[Fault]:
         if at_s >= setting.duration_s:
             return
         fault = _draw(setting, weights, choice, population, at_s)
-        if fault is not None:
+        if fault is not None and (setting.namespaces or fault.kind not in BETWEEN_PEERS):
             yield fault
 
 
@@ -203,5 +246,13 @@ def _draw(
         return Fault(at_s, kind, (), choice.uniform(0.05, 0.5 * timeout), variant)
     # Half of the waits are short enough to be nothing but a delay.
     short = choice.random() < 0.5
-    duration_s = choice.uniform(0.05, 0.5) * timeout if short else choice.uniform(0.5, 2.0) * timeout
-    return Fault(at_s, kind, (choice.choice(list(population.group_of)),), duration_s, variant)
+    longest = _LONGEST_CUT if kind in BETWEEN_PEERS else 2.0
+    duration_s = choice.uniform(0.05, 0.5) * timeout if short else choice.uniform(0.5, longest) * timeout
+    victim = choice.choice(list(population.group_of))
+    if not kind.startswith("pair_"):
+        return Fault(at_s, kind, (victim,), duration_s, variant)
+    group = population.group_of[victim]
+    others = [slot for slot, its in population.group_of.items() if its == group and slot != victim]
+    if kind == "pair_reset":
+        duration_s = 0.0
+    return Fault(at_s, kind, (victim, choice.choice(others)), duration_s, variant)

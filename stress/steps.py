@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 import numpy as np
 
@@ -24,7 +26,15 @@ __all__ = ["AloneError", "Mischief", "Step"]
 _AGAIN = (pccl.PeerLostError, pccl.MismatchError)
 _MOST_ATTEMPTS = 200
 
-Watch = Callable[[str], AbstractContextManager[None]]
+
+class Watch(Protocol):
+    """Around every call: its name, and when an async op was started."""
+
+    def __call__(self, call: str, started: float | None = None) -> AbstractContextManager[None]: ...
+
+
+# The handle of an async op, and when it was started.
+Started = tuple[pccl.AsyncReduceHandle, float]
 
 
 class AloneError(Exception):
@@ -32,11 +42,20 @@ class AloneError(Exception):
 
 
 class Mischief:
-    """What the program of a peer is to do wrong, once each."""
+    """What the program of a peer is to do wrong, once each; `tell` is called when it does."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
         self.mismatch = False
         self.misplaced = False
+
+    def takes(self, what: str) -> bool:
+        """Whether it does this now."""
+        if not getattr(self, what):
+            return False
+        setattr(self, what, False)
+        self._tell(what)
+        return True
 
 
 class Step:
@@ -67,7 +86,7 @@ class Step:
     def run(self, batches: list[Batch]) -> list[int]:
         """The members of each op in turn, as masks of slots. Raises AloneError, or what ends the
         membership."""
-        deferred: list[tuple[Batch, list[Op], dict[int, pccl.AsyncReduceHandle]]] = []
+        deferred: list[tuple[Batch, list[Op], dict[int, Started]]] = []
         alone = False
         for batch in batches:
             make = COLLECTIVES[batch.collective]
@@ -106,12 +125,10 @@ class Step:
     # --- styles --------------------------------------------------------------------------------------
 
     def _one(self, op: Op, retry: bool) -> None:
-        if self._mischief.misplaced and not self._in_flight:  # a joint call wants no op in flight
-            self._mischief.misplaced = False
+        if not self._in_flight and self._mischief.takes("misplaced"):  # a joint call wants no op in flight
             # May succeed, if all others do it too.
             self._do_wrong("update_topology instead of an op", self._comm.update_topology, fails=False)
-        if self._mischief.mismatch:
-            self._mischief.mismatch = False
+        if self._mischief.takes("mismatch"):
             wrong = np.ones(op.shape.count + 1 + self._slot, op.shape.dtype)  # no two do the same wrong
             self._do_wrong("a wrong op", lambda: self._comm.all_reduce(wrong, tag=op.shape.tag), fails=True)
         for _ in range(_MOST_ATTEMPTS):
@@ -159,26 +176,25 @@ class Step:
                 raise AloneError from None
         raise ViolationError(f"a list of {len(ops)} ops failed {_MOST_ATTEMPTS} times in a row")
 
-    def _start(
-        self, ops: list[Op], which: range | list[int], retry: bool
-    ) -> dict[int, pccl.AsyncReduceHandle]:
+    def _start(self, ops: list[Op], which: range | list[int], retry: bool) -> dict[int, Started]:
         order = list(which)
         self._choice.shuffle(order)  # every peer has its own
         handles = {}
         for index in order:
+            began = time.monotonic()
             with self._watch(f"start of {ops[index].name}"):
-                handles[index] = ops[index].start(self._comm, retry)
+                handles[index] = ops[index].start(self._comm, retry), began
         return handles
 
-    def _await(self, ops: list[Op], handles: dict[int, pccl.AsyncReduceHandle], retry: bool) -> None:
+    def _await(self, ops: list[Op], handles: dict[int, Started], retry: bool) -> None:
         taken: dict[int, pccl.ReduceInfo] = {}
         for _ in range(_MOST_ATTEMPTS):
             failed, alone = [], False
             ending: BaseException | None = None
             # All of them, before any is started again: else two peers could wait for each other.
-            for index, handle in handles.items():
+            for index, (handle, began) in handles.items():
                 try:
-                    with self._watch(f"result of {ops[index].name}"):
+                    with self._watch(f"result of {ops[index].name}", began):
                         taken[index] = handle.result()
                 except _AGAIN as error:
                     failed.append(index)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
-from pccl.stress.checks import Checks, Disturbance, Limits
+from pccl.stress.causes import COMMITTED_BY_PEERS, Disturbance, window_s
+from pccl.stress.checks import Checks, Limits
 from pccl.stress.flat import ALLOWED, Flat, Sample
 
 LIMITS = Limits.of(3.0)
@@ -26,14 +29,27 @@ class Run:
     def agree(self, name: str, at: float, revision: int, value: str) -> None:
         self.tell(name, "agreed", at, revision=revision, hash=value)
 
-    def fail(self, name: str, at: float, result: str, seconds: float = 0.1) -> None:
-        self.tell(name, "error", at, call="all_reduce", result=result, text="why", seconds=seconds)
+    def fail(
+        self,
+        name: str,
+        at: float,
+        result: str,
+        text: str = "why",
+        call: str = "all_reduce",
+        since: float | None = None,
+    ) -> None:
+        """`since`: the last moment before at which the peer could be told of anything."""
+        since = at - 0.1 if since is None else since
+        self.tell(name, "error", at, call=call, result=result, text=text, since=since)
 
     def fault(self, kind: str, at: float, *names: str, lasts: float = 0.0) -> None:
         self.checks.disturbed(Disturbance(kind, at, at + lasts, frozenset(names)))
+        if kind in COMMITTED_BY_PEERS:
+            self.tell(names[0], "does", at, what=kind)
 
     @property
     def violations(self) -> list[str]:
+        self.checks.judge(math.inf)
         return [one.what for one in self.checks.violations]
 
 
@@ -70,46 +86,141 @@ def test_a_state_that_nobody_holds_any_more_may_be_made_anew() -> None:
     assert run.violations == []
 
 
-@pytest.mark.parametrize("result", ["RANK_CONNECTION_LOST", "MISMATCH", "EVICTED", "MASTER_CONNECTION_LOST"])
+SILENT = "nothing heard from it for 3.0 s"
+UNLINKED = "no ring of links includes it (no link between peers a and b: silent for 3.6 s)"
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        *("RANK_CONNECTION_LOST", "RANK_CONNECTION_FAILED", "MISMATCH", "EVICTED"),
+        *("MASTER_CONNECTION_LOST", "MASTER_CONNECTION_FAILED"),
+    ],
+)
 def test_an_error_without_a_fault_is_a_violation(result: str) -> None:
     run = Run()
     run.fault("spawn", 99.0)
-    run.fail("a", 100.0, result)
-    assert len(run.violations) == 1
+    for text in (SILENT, UNLINKED):
+        run.fail("a", 100.0, result, text)
+    assert len(run.violations) == 2
 
 
 @pytest.mark.parametrize("result", ["INTERNAL_ERROR", "INVALID_USAGE", "REFUSED", "TIMEOUT"])
 def test_some_errors_have_no_excuse(result: str) -> None:
     run = Run()
-    for kind in ("kill", "pause", "reset", "mismatch", "master_kill"):
+    for kind in ("kill", "pause", "reset", "mismatch", "master_kill", "pair_cut", "cut_off"):
         run.fault(kind, 99.0, "a")
     run.fail("a", 100.0, result)
     assert len(run.violations) == 1
 
 
 @pytest.mark.parametrize(
-    ("kind", "result"),
+    ("kind", "result", "text"),
     [
-        ("kill", "RANK_CONNECTION_LOST"),
-        ("mismatch", "MISMATCH"),
-        ("pause", "EVICTED"),
-        ("reset", "MASTER_CONNECTION_LOST"),
-        ("master_kill", "MASTER_CONNECTION_FAILED"),
+        ("kill", "RANK_CONNECTION_LOST", ""),
+        ("pair_oneway", "RANK_CONNECTION_LOST", ""),
+        ("cut_off", "RANK_CONNECTION_LOST", ""),
+        ("mismatch", "MISMATCH", ""),
+        ("pause", "EVICTED", SILENT),
+        ("unheard", "EVICTED", SILENT),
+        ("reset", "MASTER_CONNECTION_LOST", ""),
+        ("master_kill", "MASTER_CONNECTION_FAILED", ""),
     ],
 )
-def test_an_error_has_its_cause_before_it_but_not_long_before(kind: str, result: str) -> None:
+def test_an_error_has_its_cause_before_it_but_not_long_before(kind: str, result: str, text: str) -> None:
     run = Run()
-    run.fault(kind, 100.0, "a", lasts=2.0)
-    run.fail("a", 103.0, result)
-    assert run.violations == []
-    run.fail("a", 102.0 + LIMITS.window_s + 1.0, result)
+    lasts = 0.0 if kind in COMMITTED_BY_PEERS else 2.0
+    run.fault(kind, 100.0, "a", lasts=lasts)
+    run.fail("a", 99.9, result, text)
     assert len(run.violations) == 1
+    end = 100.0 + lasts + window_s(kind, LIMITS.timeout_s)
+    run.fail("a", end, result, text)
+    assert len(run.violations) == 1
+    run.fail("a", end + 0.2, result, text)
+    assert len(run.violations) == 2
+
+
+def test_a_kill_explains_a_failure_for_one_timeout_and_two_seconds() -> None:
+    assert window_s("kill", 3.0) == 5.0
+    assert window_s("pair_cut", 3.0) == 6.5
+
+
+def test_who_was_not_in_a_call_is_told_in_the_next_one() -> None:
+    """The program thought, was stopped, or had not yet awaited an async op."""
+    run = Run()
+    run.fault("kill", 100.0, "b")
+    run.fail("a", 120.0, "RANK_CONNECTION_LOST", since=99.0)
+    assert run.violations == []
+    run.fail("a", 120.0, "RANK_CONNECTION_LOST", since=106.0)
+    assert len(run.violations) == 1
+
+
+def test_what_a_program_does_wrong_counts_from_when_it_does_it() -> None:
+    run = Run()
+    run.checks.disturbed(Disturbance("mismatch", 100.0, 100.0, frozenset(["b"])))  # the order
+    run.fail("a", 101.0, "MISMATCH")
+    assert len(run.violations) == 1
+    run.tell("b", "does", 120.0, what="mismatch")
+    run.fail("a", 121.0, "MISMATCH")
+    assert len(run.violations) == 1
+
+
+def test_a_peer_that_was_stopped_is_killed_when_it_ends() -> None:
+    run = Run()
+    run.fault("term", 100.0, "b")
+    run.checks.ended("b", -15, 110.0)
+    run.fail("a", 111.0, "RANK_CONNECTION_LOST")
+    assert run.violations == []
+
+
+def test_a_cause_may_be_heard_of_after_the_error() -> None:
+    run = Run()
+    run.fail("a", 100.1, "MISMATCH")
+    run.checks.judge(100.2)
+    run.tell("b", "does", 100.0, what="mismatch")
+    run.checks.judge(100.3)
+    assert run.violations == []
 
 
 def test_a_healthy_peer_must_not_be_evicted_for_another_one() -> None:
     run = Run()
     run.fault("pause", 100.0, "b", lasts=6.0)
-    run.fail("a", 104.0, "EVICTED")
+    run.fail("a", 104.0, "EVICTED", SILENT)
+    assert len(run.violations) == 1
+
+
+def test_whose_links_were_cut_may_be_put_out_as_long_as_it_is_a_member() -> None:
+    """The master remembers pairs that could not be linked."""
+    run = Run()
+    run.fault("pair_cut", 100.0, "a", lasts=10.0)
+    run.fail("a", 200.0, "EVICTED", UNLINKED)
+    assert run.violations == []
+    run.tell("a", "out", 200.0, why="EvictedError")
+    run.fail("a", 210.0, "EVICTED", UNLINKED)
+    assert len(run.violations) == 1
+
+
+def test_whose_links_are_well_must_not_be_put_out_for_them() -> None:
+    run = Run()
+    run.checks.born("c", 0, 0.0)
+    run.fault("pair_oneway", 100.0, "b", "c", lasts=10.0)
+    run.fail("a", 105.0, "EVICTED", UNLINKED)
+    assert len(run.violations) == 1
+
+
+def test_whose_links_were_cut_must_not_be_put_out_for_silence() -> None:
+    run = Run()
+    run.fault("pair_cut", 100.0, "a", "b", lasts=10.0)
+    run.fail("a", 105.0, "EVICTED", SILENT)
+    assert len(run.violations) == 1
+
+
+def test_a_goodbye_fails_only_ops_that_name_ranks() -> None:
+    run = Run()
+    run.fault("close", 100.0, "b")
+    run.fail("a", 100.5, "RANK_CONNECTION_LOST", call="AllGather of 9 int8")
+    assert run.violations == []
+    run.fail("a", 100.5, "RANK_CONNECTION_LOST")
     assert len(run.violations) == 1
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from faults.netns import reason_not_to
 
 ROOT = Path(__file__).resolve().parents[1]
 HANG_S = 240.0  # far beyond a short run with all its bounds
@@ -47,6 +48,41 @@ def test_all_holds_under_churn(profile: str, tmp_path: Path) -> None:
     assert file.with_suffix(".png").stat().st_size > 1000
     journal = [json.loads(line) for line in (tmp_path / "logs" / "journal.jsonl").read_text().splitlines()]
     assert sum(line["who"] == "schedule" for line in journal) == sum(report["faults"].values())
+
+
+needs_namespaces = pytest.mark.skipif(reason_not_to() is not None, reason=str(reason_not_to()))
+
+
+@pytest.mark.slow
+@needs_namespaces
+def test_faults_between_peers_leave_nothing_behind(tmp_path: Path) -> None:
+    def devices() -> str:
+        return subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout
+
+    before = devices()
+    done = stress(*("--minutes", "0.4", "--peers", "5", "--seed", "5", "--profile", "net", "--json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["setting"]["namespaces"]
+    assert {"pair_oneway", "pair_cut", "cut_off"} <= set(report["faults"])
+    assert devices() == before
+
+
+def test_without_namespaces_all_other_faults_happen(tmp_path: Path) -> None:
+    arguments = ("--minutes", "0.1", "--peers", "4", "--seed", "5", "--profile", "net", "--json")
+    done = stress(*arguments, PATH=str(tmp_path))  # no iproute2
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.count("no faults between peers: network namespaces: needs") == 1
+    report = json.loads(done.stdout)
+    assert not report["setting"]["namespaces"]
+    assert not {"pair_reset", "pair_oneway", "pair_cut", "cut_off"} & set(report["faults"])
+    assert sum(report["faults"].values()) >= 1
+
+
+def test_namespaces_that_are_wanted_and_missing_are_told(tmp_path: Path) -> None:
+    done = stress("--namespaces", "yes", "--minutes", "0.1", PATH=str(tmp_path))
+    assert done.returncode == 2
+    assert "--namespaces yes: needs" in done.stderr
 
 
 def planted(*arguments: str) -> list[str]:
@@ -108,8 +144,10 @@ def children(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
-def test_nothing_is_left_when_it_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("namespaces", ["no", pytest.param("yes", marks=needs_namespaces)])
+def test_nothing_is_left_when_it_is_killed(tmp_path: Path, namespaces: str) -> None:
     command = [sys.executable, "-m", "pccl", "stress", "--profile", "none", "--peers", "4"]
+    command += ["--namespaces", namespaces]
     run = subprocess.Popen([*command, "--keep", str(tmp_path)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + HANG_S
     while len(list(tmp_path.glob("s*.log"))) < 4:  # the peers have started
@@ -118,7 +156,8 @@ def test_nothing_is_left_when_it_is_killed(tmp_path: Path) -> None:
         time.sleep(0.05)
     left = children(run.pid)
     assert len(left) >= 6
-    left[-1].suspend()  # one that cannot see that anybody has ended
+    peers = [process for process in left if process.name() != "ip"]  # which a peer runs when it starts
+    peers[-1].suspend()  # one that cannot see that anybody has ended
     run.kill()
     run.wait()
     _, alive = psutil.wait_procs(left, timeout=HANG_S)

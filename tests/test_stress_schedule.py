@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 from pccl.stress.schedule import (
+    BETWEEN_PEERS,
     FEWEST_PEERS,
     KINDS,
     PROFILES,
@@ -14,10 +15,11 @@ from pccl.stress.schedule import (
     Fault,
     Setting,
     first_peers,
+    needs_namespaces,
     schedule,
 )
 
-SETTING = Setting(seed=7, profile="mixed", peers=8, duration_s=600, groups=2)
+SETTING = Setting(seed=7, profile="mixed", peers=8, duration_s=600, groups=2, namespaces=True)
 
 
 def faults(**changes: object) -> list[Fault]:
@@ -32,6 +34,13 @@ def test_the_same_seed_gives_the_same_faults() -> None:
 def test_a_longer_run_begins_like_a_shorter_one() -> None:
     short = faults(duration_s=60)
     assert short == faults()[: len(short)]
+
+
+@pytest.mark.parametrize("profile", list(PROFILES))
+def test_without_namespaces_all_else_stays_as_it_is(profile: str) -> None:
+    without = faults(profile=profile, namespaces=False)
+    assert without == [fault for fault in faults(profile=profile) if fault.kind not in BETWEEN_PEERS]
+    assert needs_namespaces(profile) == (len(without) < len(faults(profile=profile)))
 
 
 def test_without_a_profile_there_are_no_faults_and_all_peers() -> None:
@@ -56,6 +65,10 @@ def test_victims_are_alive_and_witnesses_stay(profile: str, seed: int) -> None:
             alive |= dict.fromkeys(fault.slots, fault.group)
         else:
             assert set(fault.slots) <= set(alive)
+        if fault.kind.startswith("pair_"):
+            one, other = fault.slots
+            assert one != other
+            assert alive[one] == alive[other]
         if fault.kind in ("kill", "term", "close"):
             assert min(fault.slots) >= WITNESSES
             del alive[fault.slots[0]]
