@@ -446,16 +446,16 @@ static void part_loss(struct peer_thread *peer) {
         pcclReduceDescriptor_t descriptor = describe(COUNT, pcclUint32, pcclSum, (uint64_t)(round % 2));
         pcclReduceInfo_t info;
         pcclResult_t result;
+        for (size_t i = 0; i < COUNT; i++) {
+            array[i] = 1u << peer->index;
+        }
         if (goes && round == ROUNDS / 2) {
             pcclAsyncReduceOp_t handle;
             require_success(pcclAllReduceAsync(array, array, &descriptor, peer->comm, &handle), "start");
             usleep((useconds_t)(next_random(&peer->random) % 3000));
             break;
         }
-        do {
-            for (size_t i = 0; i < COUNT; i++) {
-                array[i] = 1u << peer->index;
-            }
+        do { /* after a failure the input is as it was */
             result = pcclAllReduceWithOptions(array, array, &descriptor, &options, peer->comm, &info);
         } while (result == pcclRankConnectionLost && options.flags == 0);
         if (result == pcclTooFewPeers && peers == 2) {
