@@ -5,6 +5,7 @@
 
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/last_error.h"
@@ -88,6 +89,9 @@ static pcclResult_t check_params(const pcclCommCreateParams_t *params) {
     if (params->flags != 0) {
         return refuse("flags", "must be 0");
     }
+    if (params->data_threads > MAX_DATA_THREADS) {
+        return refuse("data_threads", "is more than 16");
+    }
     return pcclSuccess;
 }
 
@@ -109,10 +113,31 @@ static pcclResult_t fill_addresses(const pcclCommCreateParams_t *params, struct 
     return pcclSuccess;
 }
 
+/* What the caller says, else the environment; 0: neither does. */
+static pcclResult_t fill_data_threads(const pcclCommCreateParams_t *params, uint32_t *threads_out) {
+    const char *text = getenv("PCCL_DATA_THREADS");
+    *threads_out = params->data_threads;
+    if (params->data_threads != 0 || text == NULL || text[0] == '\0') {
+        return pcclSuccess;
+    }
+    char *end;
+    unsigned long threads = strtoul(text, &end, 10);
+    if (*end != '\0' || text[0] < '0' || text[0] > '9' || threads > MAX_DATA_THREADS) {
+        last_error_set(CREATE ": PCCL_DATA_THREADS is \"%.32s\", not a number from 0 to %d", text,
+                       (int)MAX_DATA_THREADS);
+        return pcclInvalidArgument;
+    }
+    *threads_out = (uint32_t)threads;
+    return pcclSuccess;
+}
+
 static pcclResult_t fill_options(const pcclCommCreateParams_t *params, struct peer_loop_options *options) {
     pcclResult_t result = check_params(params);
     if (result == pcclSuccess) {
         result = fill_addresses(params, options);
+    }
+    if (result == pcclSuccess) {
+        result = fill_data_threads(params, &options->data_threads);
     }
     if (result != pcclSuccess) {
         return result;

@@ -111,6 +111,8 @@ class Communicator(Collectives):
     name: shown in logs and errors.
     advertise: IP address or host name that others reach this peer by; None: the one the master sees.
     port: to listen on; None: the first free one from 48149 up.
+    data_threads: that move and reduce the bytes of large ops, at most 16; None: PCCL_DATA_THREADS of the
+        environment, else as many as cores and load allow.
 
     All calls release the GIL, and may come from any thread. Ctrl-C ends a wait and closes the communicator;
     connect() joins again.
@@ -127,6 +129,7 @@ class Communicator(Collectives):
         name: str | None = None,
         advertise: str | None = None,
         port: int | None = None,
+        data_threads: int | None = None,
     ) -> None:
         if address is None:
             address = os.environ.get("PCCL_MASTER")
@@ -141,6 +144,7 @@ class Communicator(Collectives):
         params.straggler_timeout_ms = milliseconds(straggler_timeout, "straggler_timeout")
         params.name, params.advertise_host = name_text, host_text
         params.listen_port = 0 if port is None else integer(port, 1, 65535, "port")
+        params.data_threads = 0 if data_threads is None else integer(data_threads, 1, 16, "data_threads")
         params.master_address = resolve(address, Result.MASTER_CONNECTION_FAILED)[0]
         check(lib.pcclInit())
         handle = ffi.new("pcclComm_t **")

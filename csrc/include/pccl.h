@@ -113,7 +113,8 @@ typedef struct pcclCommCreateParams_t {
     uint16_t listen_port;              /* 0: the first free one from 48149 up */
     const uint8_t *secret;             /* not supported yet: must be NULL */
     size_t secret_size;
-    uint32_t flags; /* 0 */
+    uint32_t flags;        /* 0 */
+    uint32_t data_threads; /* for large ops, at most 16; 0: PCCL_DATA_THREADS, else as many as are best */
 } pcclCommCreateParams_t;
 
 /* How the bytes of an op travel; see docs/collectives.md. Auto: a tree for small payloads, else a ring. */

@@ -8,6 +8,7 @@
 #include "data/copy.h"
 #include "data/crc32c.h"
 #include "data/datatype.h"
+#include "net/share.h"
 #include "pccl.h"
 
 enum {
@@ -218,6 +219,11 @@ static bool is_misplaced(const struct op *op, const struct schedule *schedule) {
     return inside && at != begin + offset;
 }
 
+/* No chunk of the op is larger. */
+static uint32_t largest_chunk_bytes(const struct op *op) {
+    return (uint32_t)(op->transfer.schedule.chunk_elements * op->element_bytes);
+}
+
 static void begin(struct engine *engine, struct op *op, const struct peer_action *action) {
     const struct op_descriptor *descriptor = &op->call->descriptor;
     struct schedule schedule = schedule_make(descriptor->kind, action->tree, action->place, action->world,
@@ -231,6 +237,8 @@ static void begin(struct engine *engine, struct op *op, const struct peer_action
         return;
     }
     op->call->tree = action->tree;
+    op->large = !schedule.in_order && largest_chunk_bytes(op) >= SHARED_CHUNK_BYTES;
+    engine->large_ops += op->large;
     engine_offer(engine, op, 0);
     announce(engine, op);
     engine_op_moved(engine, op);
@@ -275,6 +283,7 @@ static void end_op(struct engine *engine, struct op *op) {
         list_remove(&op->granting[edge]);
     }
     list_remove(&op->reporting);
+    engine->large_ops -= op->large;
     free(op->memory);
     op->memory = NULL;
     op->call = NULL;
@@ -415,14 +424,9 @@ static void pull_announcements(struct engine *engine, struct stream *stream) {
         struct frame frame = frame_of(op, grants ? FRAME_GRANT : FRAME_CALLED);
         frame.grant = grants ? engine_grant_number(engine, op) : 0;
         frame.credit = take_credit(stream->link);
-        stream_add_frame(stream, &frame, NULL, 0, NULL);
+        stream_add_frame(stream, &frame, NULL, NULL);
         op->call->tx_bytes += FRAME_HEADER_BYTES;
     }
-}
-
-/* No chunk of the op is larger. */
-static uint32_t largest_chunk_bytes(const struct op *op) {
-    return (uint32_t)(op->transfer.schedule.chunk_elements * op->element_bytes);
 }
 
 /* The own part is in the cache now: it goes where it is needed later. */
@@ -448,9 +452,6 @@ static void send_chunk(struct stream *stream, struct op *op) {
     struct step step = schedule_step(schedule, id.step);
     struct chunk_range range = schedule_chunk(schedule, step.sends, id.chunk);
     const uint8_t *payload = engine_place(op, step.source, step.source_level, range);
-    if (step.source == BUFFER_INPUT) {
-        keep_own_part(op, step.sends, id.chunk, payload);
-    }
     struct frame frame = frame_of(op, FRAME_DATA);
     frame.step = (uint16_t)id.step;
     frame.chunk = id.chunk;
@@ -461,10 +462,30 @@ static void send_chunk(struct stream *stream, struct op *op) {
         frame.flags = FRAME_EAGER;
         stream->link->eager_left -= engine_eager_cost(frame.payload_bytes);
     }
-    uint32_t crc = step.forwards ? op->crcs[step.sends * schedule->chunks_per_segment + id.chunk]
-                                 : crc32c(payload, frame.payload_bytes);
-    stream_add_frame(stream, &frame, payload, crc, op);
+    struct out_frame *out = stream_add_frame(stream, &frame, payload, op);
+    out->segment = step.sends;
+    out->chunk = id.chunk;
+    out->is_own = step.source == BUFFER_INPUT;
+    out->forwards = step.forwards;
     op->call->tx_bytes += FRAME_HEADER_BYTES + frame.payload_bytes + FRAME_TRAILER_BYTES;
+}
+
+void engine_prepare_frame(struct out_frame *frame) {
+    struct op *op = frame->op;
+    if (op == NULL) {
+        return; /* no chunk, or cancelled */
+    }
+    if (frame->is_own) {
+        keep_own_part(op, frame->segment, frame->chunk, frame->payload);
+    }
+    struct frame_trailer trailer;
+    if (frame->forwards) {
+        trailer.crc32c = op->crcs[frame->segment * op->transfer.schedule.chunks_per_segment + frame->chunk];
+    } else {
+        trailer.crc32c = crc32c(frame->payload, frame->payload_bytes);
+    }
+    trailer.cancelled = false;
+    frame_trailer_encode(&trailer, frame->trailer);
 }
 
 static void pull_data(struct engine *engine, struct stream *stream) {
@@ -492,12 +513,12 @@ void engine_pull(struct engine *engine, struct stream *stream) {
     pull_announcements(engine, stream);
     if (stream->out.count < BATCH_FRAMES && link->credit_due >= CREDIT_TO_RETURN_BYTES) {
         struct frame frame = {.type = FRAME_CREDIT, .credit = take_credit(link)};
-        stream_add_frame(stream, &frame, NULL, 0, NULL);
+        stream_add_frame(stream, &frame, NULL, NULL);
     }
     pull_data(engine, stream);
     if (stream->out.count < BATCH_FRAMES && link->ping_due) {
         struct frame frame = {.type = FRAME_PING, .grant = link_heartbeat_ms(link)};
-        stream_add_frame(stream, &frame, NULL, 0, NULL);
+        stream_add_frame(stream, &frame, NULL, NULL);
         link->ping_due = false;
     }
 }

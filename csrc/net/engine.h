@@ -29,6 +29,7 @@ struct op {
     uint64_t epoch, commits_seen;
     uint32_t element_bytes;
     bool eager;
+    bool large;       /* one of `large_ops` */
     uint8_t *result;  /* the user's output */
     uint8_t *undo;    /* chunks of the user's buffer, saved before they are overwritten; NULL: need not be */
     uint8_t *scratch; /* borrowed from `memory` or from the call */
@@ -67,6 +68,7 @@ struct engine {
     struct link *edges[MAX_EDGES]; /* of the committed epoch; NULL where none leads */
     struct list reporting;
     uint32_t held_count; /* on all links */
+    uint32_t large_ops;  /* in flight, with chunks that are worth sharing out (net/share) */
     bool sort_all;       /* held frames may have found their ops */
     bool sort_tag;       /* likewise, those with `tag_to_sort` */
     uint64_t tag_to_sort;
@@ -101,6 +103,18 @@ bool engine_data_begin(struct engine *engine, struct stream *stream);
 bool engine_data_end(struct engine *engine, struct stream *stream, bool cancelled);
 /* Fills the stream's empty batch with what is to go out. */
 void engine_pull(struct engine *engine, struct stream *stream);
+
+/* The work on the bytes of one chunk. They touch nothing else, and may come from several threads at once, for
+ * chunks that lie in different places, while nobody is in any other function of the engine. */
+/* Before the first byte of a payload is written. */
+void engine_open_payload(struct stream_in *in);
+/* Reduces or stores a payload that is whole and intact. */
+void engine_place_payload(struct stream_in *in);
+/* Before a frame is sent: its checksum, and what else is to be done while it is in the cache. */
+void engine_prepare_frame(struct out_frame *frame);
+
+/* Where the chunk that is arriving will be placed; NULL if that is not to be left to another thread. */
+const uint8_t *engine_arrival_place(const struct engine *engine, const struct stream *stream);
 /* Whether engine_pull() would find something for this link. */
 bool engine_has_output(const struct link *link);
 

@@ -83,13 +83,17 @@ static bool unexpected(struct link *link, const struct frame *frame) {
                      (unsigned)frame->step, (unsigned)frame->chunk, (unsigned)frame->payload_bytes);
 }
 
+static uint8_t *target_place(const struct op *op, const struct step *step, uint32_t chunk) {
+    struct chunk_range range = schedule_chunk(&op->transfer.schedule, step->receives, chunk);
+    return engine_place(op, step->target, step->target_level, range);
+}
+
 /* Before the chunk is written to where it is stored. */
 static uint8_t *open_place(struct op *op, const struct step *step, uint32_t chunk) {
     if (step->target == BUFFER_RESULT) {
         engine_save_input(op, step->receives, chunk);
     }
-    struct chunk_range range = schedule_chunk(&op->transfer.schedule, step->receives, chunk);
-    return engine_place(op, step->target, step->target_level, range);
+    return target_place(op, step, chunk);
 }
 
 /* place = arrived (op) own; `place` may be `arrived`. */
@@ -120,23 +124,26 @@ static void work_off_in_order(struct op *op, uint32_t chunk) {
 }
 
 /* Reduces or stores a chunk that fits. `payload` may be its place already. */
-static void use_chunk(struct engine *engine, struct op *op, const struct frame *frame, const uint8_t *payload,
-                      uint32_t crc) {
-    const struct schedule *schedule = &op->transfer.schedule;
-    struct step step = schedule_step(schedule, frame->step);
+static void place_chunk(struct op *op, const struct frame *frame, const uint8_t *payload) {
+    struct step step = schedule_step(&op->transfer.schedule, frame->step);
     uint8_t *place = open_place(op, &step, frame->chunk);
-    bool stores = schedule->in_order || !step.reduces;
-    if (stores && payload != place) {
+    if (step.reduces && !op->transfer.schedule.in_order) {
+        reduce_chunk(op, &step, frame->chunk, place, payload);
+    } else if (payload != place) {
         memcpy(place, payload, frame->payload_bytes);
     }
+}
+
+/* The chunk is in its place: what follows from that. */
+static void chunk_placed(struct engine *engine, struct op *op, const struct frame *frame, uint32_t crc) {
+    const struct schedule *schedule = &op->transfer.schedule;
     op->call->rx_bytes += FRAME_HEADER_BYTES + frame->payload_bytes + FRAME_TRAILER_BYTES;
     transfer_received(&op->transfer, frame->step, frame->chunk);
     if (schedule->in_order) {
         work_off_in_order(op, frame->chunk);
     } else {
-        if (step.reduces) {
-            reduce_chunk(op, &step, frame->chunk, place, payload);
-        } else {
+        struct step step = schedule_step(schedule, frame->step);
+        if (!step.reduces) {
             op->crcs[step.receives * schedule->chunks_per_segment + frame->chunk] = crc;
         }
         transfer_done(&op->transfer, frame->step, frame->chunk);
@@ -225,7 +232,8 @@ static bool held_matched(struct engine *engine, struct op *op, struct link *link
     if (!chunk_fits(engine, op, link, frame)) {
         return unexpected(link, frame);
     }
-    use_chunk(engine, op, frame, held->payload, held->crc);
+    place_chunk(op, frame, held->payload);
+    chunk_placed(engine, op, frame, held->crc);
     return true;
 }
 
@@ -324,9 +332,33 @@ static bool begin_chunk(struct engine *engine, struct stream *stream, struct op 
         in->sink = SINK_SCRATCH;
         return in->payload != NULL || link_fail(stream->link, "out of memory");
     }
-    in->payload = open_place(op, &step, frame->chunk);
+    in->payload = target_place(op, &step, frame->chunk);
+    in->unopened = step.target == BUFFER_RESULT;
     in->sink = SINK_RESULT;
     return true;
+}
+
+void engine_open_payload(struct stream_in *in) {
+    in->unopened = false;
+    if (in->op != NULL) {
+        struct step step = schedule_step(&in->op->transfer.schedule, in->frame.step);
+        open_place(in->op, &step, in->frame.chunk);
+    }
+}
+
+void engine_place_payload(struct stream_in *in) {
+    place_chunk(in->op, &in->frame, in->payload);
+}
+
+const uint8_t *engine_arrival_place(const struct engine *engine, const struct stream *stream) {
+    const struct stream_in *in = &stream->in;
+    bool fits =
+        in->busy && in->op != NULL && in->op->large && chunk_fits(engine, in->op, stream->link, &in->frame);
+    if (!fits) {
+        return NULL;
+    }
+    struct step step = schedule_step(&in->op->transfer.schedule, in->frame.step);
+    return target_place(in->op, &step, in->frame.chunk);
 }
 
 static bool begin_early(struct engine *engine, struct stream *stream) {
@@ -359,6 +391,8 @@ bool engine_data_begin(struct engine *engine, struct stream *stream) {
     in->payload = NULL;
     in->op = NULL;
     in->held = NULL;
+    in->unopened = false;
+    in->placed = false;
     if (!credit_arrived(stream->link, in->frame.credit)) {
         return false;
     }
@@ -395,7 +429,10 @@ bool engine_data_end(struct engine *engine, struct stream *stream, bool cancelle
         if (!chunk_fits(engine, op, stream->link, &in->frame)) {
             return unexpected(stream->link, &in->frame);
         }
-        use_chunk(engine, op, &in->frame, in->payload, in->crc);
+        if (!in->placed) {
+            place_chunk(op, &in->frame, in->payload);
+        }
+        chunk_placed(engine, op, &in->frame, in->crc);
     }
     if (in->frame.flags & FRAME_EAGER) {
         give_back_room(stream->link, in->frame.payload_bytes);

@@ -35,6 +35,7 @@ struct link {
     uint16_t turn;          /* the stream that writes first next time */
     bool wants_write;
     uint32_t rtt_us; /* measured when it came up */
+    bool is_local;   /* the other end is on this machine */
 
     uint64_t build_deadline_ns;
     uint64_t last_sent_ns, last_heard_ns;
@@ -89,6 +90,8 @@ bool link_stream_ready(struct stream *stream);
 void link_set_write(struct link_set *set);
 /* A link is not up yet, or not any more. */
 bool link_set_is_building(const struct link_set *set);
+/* Some neighbour is on this machine. */
+bool link_set_is_local(const struct link_set *set);
 /* There may be more to write at once. */
 bool link_set_has_output(const struct link_set *set);
 /* The other side may be waiting for a frame. */

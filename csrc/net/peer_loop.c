@@ -252,16 +252,35 @@ static void item_ready(struct peer_loop *loop, struct poll_item *item) {
     }
 }
 
-/* Each item that is hot now has one turn, and what it brings forth goes out at once. */
+/* With several threads, what large ops have to do in this turn comes first. True if they had enough. */
+static bool share_out(struct peer_loop *loop, struct list *hot) {
+    struct peer_status status;
+    peer_get_status(loop->machine, &status);
+    if (sharing_threads(&loop->sharing, &loop->links, status.census.peers) < 2 ||
+        !sharing_turn(&loop->sharing, &loop->links, hot)) {
+        return false;
+    }
+    settle(loop);
+    return true;
+}
+
+/* Each item that is hot now has one turn, and what it brings forth goes out at once; if the turn was shared
+ * out, it waits for the next one, to be shared out too. */
 static void work_off(struct peer_loop *loop) {
     struct list now;
     list_init(&now);
     list_append_all(&now, &loop->poller.hot);
+    bool shared = loop->engine->large_ops > 0 && share_out(loop, &now);
     while (!list_is_empty(&now)) {
         struct poll_item *item = LIST_ENTRY(now.next, struct poll_item, hot);
         list_remove(&item->hot);
         item_ready(loop, item);
         settle(loop);
+        if (!shared) {
+            link_set_write(&loop->links);
+        }
+    }
+    if (!shared) {
         link_set_write(&loop->links);
     }
 }
@@ -335,7 +354,6 @@ static struct turn take_turn(struct peer_loop *loop) {
     struct turn turn;
     do {
         work_off(loop);
-        link_set_write(&loop->links);
         turn.now_ns = tick(loop);
         flush_control(loop);
         turn.wait_ns = idle_ns(loop, turn.now_ns);
@@ -400,6 +418,7 @@ int peer_loop_drive(struct peer_loop *loop, struct call *const *calls, int count
 static void release(struct peer_loop *loop) {
     control_free(&loop->control);
     listener_close(&loop->listener);
+    sharing_free(&loop->sharing);
     if (loop->engine != NULL) {
         link_set_free(&loop->links);
         engine_free(loop->engine);
@@ -453,6 +472,7 @@ int peer_loop_start(const struct peer_loop_options *options, struct mailbox *mai
     loop->pool = pool;
     loop->pool_deadline_ns = UINT64_MAX;
     list_init(&loop->retries);
+    sharing_init(&loop->sharing, options->data_threads);
     loop->poller.fd = -1;
     loop->control.fd = -1;
     poll_item_init(&loop->wake_item, PEER_ITEM_WAKE);

@@ -17,11 +17,13 @@
 #include "net/listener.h"
 #include "net/mailbox.h"
 #include "net/poller.h"
+#include "net/share.h"
 
 struct peer_loop_options {
     struct address master;
     struct message_hello hello; /* `listen.port` is filled in */
     uint16_t listen_port;       /* 0: the first free one from the default up */
+    uint32_t data_threads;      /* at most MAX_DATA_THREADS; 0: as many as are best */
 };
 
 enum { MAX_CALLS = MAX_OPS + 64 }; /* of one communicator at a time */
@@ -41,6 +43,7 @@ struct peer_loop {
     struct engine *engine; /* owned */
     struct link_set links;
     struct listener listener;
+    struct sharing sharing;
 
     struct control control;
     struct poll_item control_item;

@@ -96,6 +96,9 @@ static uint32_t payload_left(const struct stream_in *in) {
 
 /* The payload's next `size` bytes stand at `bytes`: in their place if that is where they were read to. */
 static void take_payload(struct stream_in *in, const uint8_t *bytes, uint32_t size) {
+    if (in->unopened) {
+        engine_open_payload(in);
+    }
     in->crc = crc32c_extend(in->crc, bytes, size);
     if (in->sink != SINK_DISCARD && bytes != in->payload + in->received) {
         memcpy(in->payload + in->received, bytes, size);
@@ -179,6 +182,9 @@ static int plan_read(struct stream *stream, struct iovec where[2]) {
     }
     if (left > 0) {
         CHECK(in->end == 0);
+        if (in->unopened) {
+            engine_open_payload(in);
+        }
         uint8_t *to = in->payload + in->received;
         if (in->sink == SINK_DISCARD) {
             to = stream->link->set->engine->trash;
@@ -196,57 +202,106 @@ static int plan_read(struct stream *stream, struct iovec where[2]) {
     return count;
 }
 
-/* `size` bytes have been read to `where`. */
-static bool took(struct stream *stream, const struct iovec where[2], size_t size) {
+/* One call of the system. Returns the number of bytes, or 0 at the end of the connection, or a negative errno
+ * value; -EAGAIN: there is nothing now. Touches the stream and its payload alone. */
+static ssize_t read_some(struct stream *stream) {
+    struct poll_item *item = &stream->item;
     struct stream_in *in = &stream->in;
-    uint32_t left = payload_left(in);
-    if (left > 0) {
-        size_t direct = size < where[0].iov_len ? size : where[0].iov_len;
-        take_payload(in, where[0].iov_base, (uint32_t)direct);
-        size -= direct;
+    struct iovec where[2];
+    int count = plan_read(stream, where);
+    size_t wanted = where[0].iov_len + (count == 2 ? where[1].iov_len : 0);
+    ssize_t size;
+    do {
+        size = readv(item->fd, where, count);
+    } while (size < 0 && errno == EINTR);
+    if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+        item->readable = false;
+        return -EAGAIN;
     }
-    in->end += (uint32_t)size;
-    return parse(stream);
+    if (size <= 0) {
+        return size < 0 ? -errno : 0;
+    }
+    if ((size_t)size < wanted && !item->hangup) {
+        item->readable = false; /* the kernel will say when there is more */
+    }
+    size_t rest = (size_t)size;
+    if (payload_left(in) > 0) {
+        size_t direct = rest < where[0].iov_len ? rest : where[0].iov_len;
+        take_payload(in, where[0].iov_base, (uint32_t)direct);
+        rest -= direct;
+    }
+    in->end += (uint32_t)rest;
+    return size;
+}
+
+/* What read_some() has returned. False if the link has failed. */
+static bool judge_read(struct stream *stream, ssize_t size) {
+    if (size == -EAGAIN) {
+        return true;
+    }
+    if (size <= 0) {
+        return link_stream_broken(stream, size < 0 ? strerror((int)-size) : "the other side closed it");
+    }
+    stream->link->last_heard_ns = clock_now_ns();
+    stream->link->suspect = false;
+    return true;
 }
 
 bool stream_read(struct stream *stream) {
-    struct poll_item *item = &stream->item;
-    size_t total = 0;
-    while (item->readable && total < READ_TURN_BYTES) {
-        struct iovec where[2];
-        int count = plan_read(stream, where);
-        size_t wanted = where[0].iov_len + (count == 2 ? where[1].iov_len : 0);
-        ssize_t size = readv(item->fd, where, count);
-        if (size < 0 && errno == EINTR) {
-            continue;
+    ssize_t total = 0;
+    while (stream->item.readable && total < READ_TURN_BYTES) {
+        ssize_t size = read_some(stream);
+        if (!judge_read(stream, size)) {
+            return false;
         }
-        if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-            item->readable = false;
-            return true;
-        }
-        if (size < 0) {
-            return link_stream_broken(stream, strerror(errno));
-        }
-        if (size == 0) {
-            return link_stream_broken(stream, "the other side closed it");
-        }
-        stream->link->last_heard_ns = clock_now_ns();
-        stream->link->suspect = false;
-        if ((size_t)size < wanted && !item->hangup) {
-            item->readable = false; /* the kernel will say when there is more */
-        }
-        total += (size_t)size;
-        if (!took(stream, where, (size_t)size)) {
+        total += size;
+        if (size > 0 && !parse(stream)) {
             return false;
         }
     }
     return true;
 }
 
+bool stream_read_begin(struct stream *stream) {
+    return stream->in.busy || !stream->item.readable ||
+           (judge_read(stream, read_some(stream)) && parse(stream));
+}
+
+/* The payload and its trailer have arrived, and may be used. */
+static bool is_intact(const struct stream_in *in) {
+    struct frame_trailer trailer;
+    return payload_left(in) == 0 && in->end - in->begin >= FRAME_TRAILER_BYTES &&
+           frame_trailer_decode(in->staging + in->begin, &trailer) && !trailer.cancelled &&
+           trailer.crc32c == in->crc;
+}
+
+void stream_read_share(struct stream *stream) {
+    struct stream_in *in = &stream->in;
+    in->outcome = -EAGAIN;
+    while (stream->item.readable && (payload_left(in) > 0 || in->end - in->begin < FRAME_TRAILER_BYTES)) {
+        ssize_t size = read_some(stream);
+        if (size == -EAGAIN) {
+            break;
+        }
+        in->outcome = size;
+        if (size <= 0) {
+            return;
+        }
+    }
+    if (is_intact(in)) {
+        engine_place_payload(in);
+        in->placed = true;
+    }
+}
+
+bool stream_read_end(struct stream *stream) {
+    return judge_read(stream, stream->in.outcome) && parse(stream);
+}
+
 /* ---- out ---- */
 
-void stream_add_frame(struct stream *stream, const struct frame *frame, const uint8_t *payload,
-                      uint32_t payload_crc32c, struct op *op) {
+struct out_frame *stream_add_frame(struct stream *stream, const struct frame *frame, const uint8_t *payload,
+                                   struct op *op) {
     struct stream_out *out = &stream->out;
     CHECK(out->count < BATCH_FRAMES && out->sent == 0);
     struct out_frame *place = &out->frames[out->count++];
@@ -256,10 +311,9 @@ void stream_add_frame(struct stream *stream, const struct frame *frame, const ui
     place->op = op;
     out->bytes += FRAME_HEADER_BYTES;
     if (frame->payload_bytes > 0) {
-        struct frame_trailer trailer = {.crc32c = payload_crc32c};
-        frame_trailer_encode(&trailer, place->trailer);
         out->bytes += frame->payload_bytes + FRAME_TRAILER_BYTES;
     }
+    return place;
 }
 
 /* Adds the part of a piece that is not among the first *skip bytes. */
@@ -288,38 +342,70 @@ static int unsent_pieces(const struct stream_out *out, struct iovec *pieces) {
     return count;
 }
 
-bool stream_write(struct stream *stream) {
+/* One call of the system. Returns the number of bytes, 0 if there is no room now, or a negative errno value.
+ * Touches the stream and the chunks of its batch alone. */
+static ssize_t send_some(struct stream *stream) {
+    struct stream_out *out = &stream->out;
+    for (uint32_t i = 0; !out->prepared && i < out->count; i++) {
+        engine_prepare_frame(&out->frames[i]);
+    }
+    out->prepared = true;
+    struct iovec pieces[3 * BATCH_FRAMES];
+    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = (size_t)unsent_pieces(out, pieces)};
+    ssize_t size = sendmsg(stream->item.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (size < 0 && errno == EINTR) {
+        return 0;
+    }
+    if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+        stream->item.writable = false;
+        return 0;
+    }
+    if (size < 0) {
+        return -errno;
+    }
+    out->sent += (size_t)size;
+    if (out->sent < out->bytes) {
+        stream->item.writable = false; /* the kernel took what it has room for, and will say more */
+    }
+    return size;
+}
+
+/* What send_some() has returned. False if the link has failed. */
+static bool judge_sent(struct stream *stream, ssize_t size) {
+    if (size < 0) {
+        return link_stream_broken(stream, strerror((int)-size));
+    }
+    if (size > 0) {
+        stream->link->last_sent_ns = clock_now_ns();
+    }
+    if (stream->out.sent == stream->out.bytes) {
+        stream->out.count = 0;
+    }
+    return true;
+}
+
+bool stream_write_begin(struct stream *stream) {
     struct stream_out *out = &stream->out;
     if (!stream->item.writable || stream->state != STREAM_OPEN) {
-        return true;
+        return false;
     }
     if (out->count == 0) {
         out->bytes = 0;
         out->sent = 0;
+        out->prepared = false;
         engine_pull(stream->link->set->engine, stream);
-        if (out->count == 0) {
-            return true;
-        }
     }
-    struct iovec pieces[3 * BATCH_FRAMES];
-    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = (size_t)unsent_pieces(out, pieces)};
-    ssize_t size = sendmsg(stream->item.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (size < 0) {
-        if (errno == EINTR) {
-            return true;
-        }
-        if (errno == EAGAIN || errno == EWOULDBLOCK) {
-            stream->item.writable = false;
-            return true;
-        }
-        return link_stream_broken(stream, strerror(errno));
-    }
-    stream->link->last_sent_ns = clock_now_ns();
-    out->sent += (size_t)size;
-    if (out->sent == out->bytes) {
-        out->count = 0;
-    } else {
-        stream->item.writable = false; /* the kernel took what it has room for, and will say more */
-    }
-    return true;
+    return out->count > 0;
+}
+
+bool stream_write(struct stream *stream) {
+    return !stream_write_begin(stream) || judge_sent(stream, send_some(stream));
+}
+
+void stream_write_share(struct stream *stream) {
+    stream->out.outcome = send_some(stream);
+}
+
+bool stream_write_end(struct stream *stream) {
+    return judge_sent(stream, stream->out.outcome);
 }

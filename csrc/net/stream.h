@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "net/poller.h"
 #include "wire/frame.h"
@@ -55,6 +56,9 @@ struct stream_in {
     enum sink sink;
     uint8_t *payload; /* where it goes as a whole; not for SINK_DISCARD */
     uint32_t received, crc;
+    bool unopened;           /* engine_open_payload() is due, before the first byte is written */
+    bool placed;             /* by stream_read_share(): the payload is whole, intact, and where it belongs */
+    ssize_t outcome;         /* of stream_read_share(): what read_some() returned last */
     struct op *op;           /* SINK_RESULT, SINK_SCRATCH */
     struct held_frame *held; /* SINK_HOLD: owned */
     uint8_t *scratch;        /* owned; a chunk of the ops that this stream has carried */
@@ -67,6 +71,10 @@ struct out_frame {
     const uint8_t *payload; /* borrowed from the op */
     uint32_t payload_bytes; /* 0: there is no trailer either */
     struct op *op;          /* DATA; NULL once it is cancelled */
+    /* For engine_prepare_frame(). */
+    uint32_t segment, chunk;
+    bool is_own;   /* the own part of this peer */
+    bool forwards; /* it has a checksum, which it came with */
 };
 
 /* What goes out with one call of the system. */
@@ -74,6 +82,8 @@ struct stream_out {
     struct out_frame frames[BATCH_FRAMES];
     uint32_t count;
     size_t bytes, sent; /* of the batch */
+    bool prepared;      /* engine_prepare_frame() has seen to its frames */
+    ssize_t outcome;    /* of stream_write_share(): what send_some() returned */
 };
 
 struct stream {
@@ -98,9 +108,23 @@ bool stream_read(struct stream *stream);
 /* Writes the rest of the current batch, or one new batch. False likewise. */
 bool stream_write(struct stream *stream);
 
-/* Adds a frame to the batch, which must have room. Payload and trailer only with FRAME_DATA. */
-void stream_add_frame(struct stream *stream, const struct frame *frame, const uint8_t *payload,
-                      uint32_t payload_crc32c, struct op *op);
+/* The same in parts, for net/share: a data thread does the middle one, which touches nothing but the stream
+ * and the bytes of its chunk. Another may be in the other direction of the same stream.
+ *
+ * Out: there is a batch that can be written; it is; what that means. */
+bool stream_write_begin(struct stream *stream);
+void stream_write_share(struct stream *stream);
+bool stream_write_end(struct stream *stream);
+/* In: what is there of the rest of the current chunk, and if it is whole, the chunk's arithmetic. To begin
+ * with, stream_read_begin() takes a header, if none has been taken. */
+bool stream_read_begin(struct stream *stream);
+void stream_read_share(struct stream *stream);
+bool stream_read_end(struct stream *stream);
+
+/* Adds a frame to the batch, which must have room. Payload only with FRAME_DATA, whose trailer
+ * engine_prepare_frame() fills in. */
+struct out_frame *stream_add_frame(struct stream *stream, const struct frame *frame, const uint8_t *payload,
+                                   struct op *op);
 /* The op's buffers are not to be touched any more: what is on its way in is thrown away, what is on its
  * way out is filled up with zeros and marked as cancelled. */
 void stream_forget_op(struct stream *stream, const struct op *op);

@@ -68,7 +68,8 @@ static void require_result(const void *result, size_t count, pcclDataType_t type
 static void create(struct peer_thread *peer) {
     char name[16];
     snprintf(name, sizeof name, "peer-%d", peer->index);
-    pcclCommCreateParams_t params = {.master_address = master_address, .name = name};
+    pcclCommCreateParams_t params = {
+        .master_address = master_address, .name = name, .data_threads = 1 + (uint32_t)peer->index};
     require_success(pcclCreateCommunicator(&params, &peer->comm), "create");
 }
 

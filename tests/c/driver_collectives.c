@@ -219,7 +219,8 @@ static void run_loss(struct peer *peer, struct op *ops) {
 
 static void *run_peer(void *argument) {
     struct peer *peer = argument;
-    pcclCommCreateParams_t params = {.master_address = master_address};
+    pcclCommCreateParams_t params = {.master_address = master_address,
+                                     .data_threads = 1 + (uint32_t)peer->index};
     require(pcclSuccess, pcclCreateCommunicator(&params, &peer->comm), "create");
     require(pcclSuccess, pcclConnect(peer->comm), "connect");
     while (info_of(peer).world_size < (uint32_t)peers) {

@@ -279,6 +279,9 @@ class Peer(CollectiveCommands, ManyCommands, MemoryCommands, StateCommands):
     def do_close(self, command: Command) -> None:
         self.communicator.close()
 
+    def do_destroy(self, command: Command) -> None:
+        self._communicator = None
+
     def do_sleep(self, command: Command) -> None:
         time.sleep(command["seconds"])
 
