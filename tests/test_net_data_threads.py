@@ -119,10 +119,11 @@ def test_all_reduce_is_exact(world, threads):
 def test_the_other_collectives_are_exact(world, threads):
     with Cluster(seed=SEED, timeout=PATIENCE) as cluster:
         peers = cluster.form(world, data_threads=threads)
-        for step, (kind, in_place) in enumerate(
-            itertools.product(["all_gather", "reduce_scatter", "broadcast"], [False, True])
-        ):
-            op = {"kind": kind, "count": 1_500_007, "in_place": in_place, "step": step}
+        ops = [{"kind": "broadcast", "algorithm": algorithm} for algorithm in ("ring", "tree")]
+        for kind, in_place in itertools.product(["all_gather", "reduce_scatter"], [False, True]):
+            ops.append({"kind": kind, "in_place": in_place})
+        for step, varied in enumerate(ops):
+            op = {"count": 1_500_007, "step": step} | varied
             answers = cluster.ask_all(peers, "collective", **op)
             check_results(cluster.seed, answers, [peer.index for peer in peers], **op)
 
