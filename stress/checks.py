@@ -8,6 +8,7 @@ op; each error has to have a cause among the faults; nobody waits for ever; grou
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -58,6 +59,8 @@ class _Peer:
     outside_since: float  # when it last was a newcomer
     inside_since: float | None = None  # as a member that agrees with the others
     memberships: int = 0  # that it has lost
+    # From when to when it had a state of its own, kept from a membership that it had lost.
+    brought_state: tuple[float, float] | None = None
     undisturbed_since: float = 0.0
     expected_to_end: bool = False
     hang_told: bool = False
@@ -162,6 +165,7 @@ class Checks:
         peer.inside_since = None
         peer.outside_since = at
         peer.memberships += 1
+        peer.brought_state = (at, math.inf) if message.get("keeps_state") else None
 
     def _on_does(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
         """It now carries out what it was ordered."""
@@ -183,6 +187,8 @@ class Checks:
         self._compare(self._states, name, message, message["hash"])
         if peer.inside_since is None:
             peer.inside_since = at
+            if peer.brought_state is not None:
+                peer.brought_state = (peer.brought_state[0], at)
 
     def _on_step(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
         group, revision = message["group"], message["revision"]
@@ -207,6 +213,8 @@ class Checks:
     def _on_error(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
         result = message["result"]
         self.errors[result] = self.errors.get(result, 0) + 1
+        if result == "INVALID_USAGE" and self._may_clash(peer.group, message):
+            return
         # Not before all that was told until now has been heard.
         self._doubts.append((name, {**message, "outside_since": peer.outside_since}))
 
@@ -232,6 +240,13 @@ class Checks:
             for name, peer in self.peers.items()
             if peer.group == group and peer.inside_since is not None
         }
+
+    def _may_clash(self, group: int, message: dict[str, Any]) -> bool:
+        """Whether a peer of the group offered a revision that it has kept from another membership."""
+        brought = [peer.brought_state for peer in self.peers.values() if peer.group == group]
+        return message["call"] == "sync_shared_state" and any(
+            one is not None and one[0] <= message["at"] <= one[1] for one in brought
+        )
 
     def _is_allowed(self, name: str, message: dict[str, Any]) -> bool:
         if message["result"] == "TOO_FEW_PEERS":

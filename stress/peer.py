@@ -212,7 +212,7 @@ class Peer:
         self._in_step = False
         if not keeps_state:
             self._state.revision = 0
-        self._tell("out", why=why)
+        self._tell("out", why=why, keeps_state=keeps_state)
 
     def _live(self) -> None:
         """From joining to the end of this membership."""
@@ -257,10 +257,24 @@ class Peer:
                 continue
         raise ViolationError(f"{name} failed 100 times in a row")
 
+    def _synchronise(self) -> None:
+        """A group may have begun afresh while a peer that knew more had lost the master. When that one comes
+        back, their revisions do not go together, and the call fails for all: it takes over what they have."""
+        for _ in range(10):
+            try:
+                self._again("sync_shared_state", lambda: self._comm.sync_shared_state(self._state))
+                return
+            except pccl.PCCLError as error:
+                if error.result != pccl.Result.INVALID_USAGE:
+                    raise
+            if not self._in_step:
+                self._state.revision = 0
+        raise ViolationError("sync_shared_state: revisions did not go together ten times in a row")
+
     def _sync(self) -> None:
         before = self._state.revision
         try:
-            self._again("sync_shared_state", lambda: self._comm.sync_shared_state(self._state))
+            self._synchronise()
         except pccl.TooFewPeersError:
             return
         revision = self._state.revision

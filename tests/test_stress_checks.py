@@ -86,6 +86,25 @@ def test_a_state_that_nobody_holds_any_more_may_be_made_anew() -> None:
     assert run.violations == []
 
 
+def test_only_one_that_brings_its_own_state_may_clash_with_a_group_that_began_afresh() -> None:
+    run = Run()
+    run.tell("a", "out", 2.0, why="MasterLostError", keeps_state=True)
+    run.tell("a", "in", 3.0)
+    for name in ("a", "b"):
+        run.fail(name, 4.0, "INVALID_USAGE", call="sync_shared_state")
+    assert run.violations == []
+    run.agree("a", 5.0, 2, "other")
+    run.fail("b", 6.0, "INVALID_USAGE", call="sync_shared_state")
+    assert len(run.violations) == 1, "it has taken over the group's"
+
+
+def test_one_that_has_given_up_its_state_may_not_clash() -> None:
+    run = Run()
+    run.tell("a", "out", 2.0, why="EvictedError", keeps_state=False)
+    run.fail("a", 4.0, "INVALID_USAGE", call="sync_shared_state")
+    assert len(run.violations) == 1
+
+
 SILENT = "nothing heard from it for 3.0 s"
 UNLINKED = "no ring of links includes it (no link between peers a and b: silent for 3.6 s)"
 
