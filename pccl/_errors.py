@@ -100,21 +100,10 @@ def last_error(result: int) -> PCCLError:
     return error_for(Result(result), sentence)
 
 
-_process_id = os.getpid()  # kept: to ask the system for it takes 0.2 us, once to five times in a call
-
-
-def _after_fork() -> None:
-    global _process_id
-    _process_id = os.getpid()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
 def check_process(process_id: int) -> None:
     """InvalidUsage unless this is the process that made the communicator. Another one is a child forked from
     it, which has a copy of the memory but none of the threads: a call would wait for ever."""
-    if _process_id != process_id:
+    if os.getpid() != process_id:
         raise error_for(
             Result.INVALID_USAGE,
             "this communicator belongs to the process that this one was forked from: make a new one here",
