@@ -107,10 +107,13 @@ class Collectives:
     # --- how an op is done -------------------------------------------------------------------------------
 
     def _run(self, request: Request) -> ReduceInfo:
+        handle = (
+            self._handle
+        )  # looks first whether this is a forked process: locks may be held there for ever
         options = request.options()
         info = ffi.new("pcclReduceInfo_t *")
         self._in_flight.settle_some()
-        _interrupt.call(request.blocking, *request.arguments, options, self._handle, info)
+        _interrupt.call(request.blocking, *request.arguments, options, handle, info)
         return ReduceInfo.from_c(info)
 
     def _start(self, request: Request, array: Any = None) -> AsyncReduceHandle:

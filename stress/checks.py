@@ -59,11 +59,18 @@ class _Peer:
     outside_since: float  # when it last was a newcomer
     inside_since: float | None = None  # as a member that agrees with the others
     memberships: int = 0  # that it has lost
-    # From when to when it had a state of its own, kept from a membership that it had lost.
-    brought_state: tuple[float, float] | None = None
     undisturbed_since: float = 0.0
     expected_to_end: bool = False
     hang_told: bool = False
+
+
+@dataclass
+class _Brought:
+    """A state of its own that a peer has kept from a membership that it lost, until it agreed with others."""
+
+    group: int
+    at: float
+    until: float = math.inf
 
 
 @dataclass
@@ -112,6 +119,7 @@ class Checks:
         self.peers: dict[str, _Peer] = {}
         self._began = began
         self._disturbances: list[Disturbance] = []
+        self._brought: dict[str, list[_Brought]] = {}
         self._doubts: list[tuple[str, dict[str, Any]]] = []  # errors without a cause so far
         self._states, self._ops = _Table(), _Table()
         self._advanced: dict[int, float] = {}
@@ -145,6 +153,7 @@ class Checks:
     def ended(self, name: str, status: int | None, at: float) -> None:
         """The process is gone."""
         peer = self.peers.pop(name)
+        self._end_brought(name, at)
         for one in self._disturbances:
             if one.kind in ENDING and name in one.peers:
                 one.until = at
@@ -165,7 +174,9 @@ class Checks:
         peer.inside_since = None
         peer.outside_since = at
         peer.memberships += 1
-        peer.brought_state = (at, math.inf) if message.get("keeps_state") else None
+        self._end_brought(name, at)
+        if message.get("keeps_state"):
+            self._brought.setdefault(name, []).append(_Brought(peer.group, at))
 
     def _on_does(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
         """It now carries out what it was ordered."""
@@ -187,8 +198,7 @@ class Checks:
         self._compare(self._states, name, message, message["hash"])
         if peer.inside_since is None:
             peer.inside_since = at
-            if peer.brought_state is not None:
-                peer.brought_state = (peer.brought_state[0], at)
+            self._end_brought(name, at)
 
     def _on_step(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
         group, revision = message["group"], message["revision"]
@@ -213,10 +223,8 @@ class Checks:
     def _on_error(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
         result = message["result"]
         self.errors[result] = self.errors.get(result, 0) + 1
-        if result == "INVALID_USAGE" and self._may_clash(peer.group, message):
-            return
         # Not before all that was told until now has been heard.
-        self._doubts.append((name, {**message, "outside_since": peer.outside_since}))
+        self._doubts.append((name, {**message, "outside_since": peer.outside_since, "group": peer.group}))
 
     def judge(self, now: float) -> None:
         """The errors that were told a moment ago: each must have a cause."""
@@ -241,16 +249,23 @@ class Checks:
             if peer.group == group and peer.inside_since is not None
         }
 
-    def _may_clash(self, group: int, message: dict[str, Any]) -> bool:
+    def _end_brought(self, name: str, at: float) -> None:
+        for one in self._brought.get(name, []):
+            one.until = min(one.until, at)
+
+    def _may_clash(self, message: dict[str, Any]) -> bool:
         """Whether a peer of the group offered a revision that it has kept from another membership."""
-        brought = [peer.brought_state for peer in self.peers.values() if peer.group == group]
         return message["call"] == "sync_shared_state" and any(
-            one is not None and one[0] <= message["at"] <= one[1] for one in brought
+            one.group == message["group"] and one.at <= message["at"] <= one.until
+            for kept in self._brought.values()
+            for one in kept
         )
 
     def _is_allowed(self, name: str, message: dict[str, Any]) -> bool:
         if message["result"] == "TOO_FEW_PEERS":
             return not self._has_company(name, message["at"])
+        if message["result"] == "INVALID_USAGE":
+            return self._may_clash(message)
         return explains(
             self._disturbances,
             message,
@@ -284,6 +299,11 @@ class Checks:
         """Faults that explain nothing any more: no call and no pause between two takes longer, and nobody has
         been a member since then who could be put out for a pair that can't be linked."""
         oldest = now - self.limits.settled_s - 2 * self.limits.bound_s
+        self._brought = {
+            name: left
+            for name, kept in self._brought.items()
+            if (left := [one for one in kept if one.until > oldest])
+        }
         newcomers = [peer.outside_since for peer in self.peers.values()]
         first = min([oldest, *(since - self.limits.settled_s for since in newcomers)])
         self._disturbances = [

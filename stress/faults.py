@@ -68,15 +68,18 @@ class Faults:
         getattr(self, "_do_" + kind)(fault, victims, until)
         self._run.settle_recoveries()
 
-    def _then(self, action: Callable[[], None]) -> None:
-        """What ends the current fault, in time. It explains errors until that was really done."""
-        disturbance = self._current
+    def _then(self, action: Callable[[], None], *more: Disturbance) -> None:
+        """What ends the current fault, in time. It, and what more it is, explains errors until that was
+        really done."""
+        until = self._current.until
+        disturbances = [self._current, *more]
 
         def end(now: float) -> None:
             action()
-            disturbance.until = max(disturbance.until, time.monotonic())
+            for one in disturbances:
+                one.until = max(one.until, time.monotonic())
 
-        self._run.at(disturbance.until, end)
+        self._run.at(until, end)
 
     def _do_spawn(self, fault: Fault, victims: list[str], until: float) -> None:
         for slot in fault.slots:
@@ -166,11 +169,12 @@ class Faults:
 
     def _do_cut_off(self, fault: Fault, victims: list[str], until: float) -> None:
         host = self._run.peers[victims[0]].process.host
-        with_master = fault.variant < 0.5
-        if with_master:
-            self._run.checks.disturbed(Disturbance("unheard", self._current.at, until, frozenset(victims)))
-        others = "all" if with_master else "peers"
-        self._then(self._run.router.lose([(host, others), (others, host)]))
+        more = []
+        if fault.variant < 0.5:  # from the master, too
+            more.append(Disturbance("unheard", self._current.at, until, frozenset(victims)))
+            self._run.checks.disturbed(more[0])
+        others = "all" if more else "peers"
+        self._then(self._run.router.lose([(host, others), (others, host)]), *more)
 
     def _do_reset(self, fault: Fault, victims: list[str], until: float) -> None:
         self._run.proxy.ask("reset", name=victims[0])

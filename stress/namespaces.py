@@ -150,5 +150,11 @@ class Router:
     def reset(pid: int, address: str | None) -> bool:
         """Ends the connections of a peer with the one at this address (None: with all peers) by resets. False
         if there are none, or the kernel can't."""
+        try:
+            its, hub = (Path(f"/proc/{who}/ns/net").stat().st_ino for who in (pid, "self"))
+        except OSError:
+            return False
+        if its == hub:  # it has only just begun, and here are everybody's connections to the master
+            return False
         target = address if address is not None else f"{_PEERS}.0.0/{_PEERS_BITS}"
         return _kill_sockets(["nsenter", f"--net=/proc/{pid}/ns/net"], ["dst", target])

@@ -98,6 +98,15 @@ def test_only_one_that_brings_its_own_state_may_clash_with_a_group_that_began_af
     assert len(run.violations) == 1, "it has taken over the group's"
 
 
+def test_who_clashed_may_have_died_before_the_others_are_heard() -> None:
+    run = Run()
+    run.tell("a", "out", 2.0, why="MasterLostError", keeps_state=True)
+    run.fault("kill", 4.5, "a")
+    run.checks.ended("a", -9, 4.5)
+    run.fail("b", 4.0, "INVALID_USAGE", call="sync_shared_state")
+    assert run.violations == []
+
+
 def test_one_that_has_given_up_its_state_may_not_clash() -> None:
     run = Run()
     run.tell("a", "out", 2.0, why="EvictedError", keeps_state=False)
