@@ -87,7 +87,7 @@ class Orchestrator:
         self.strangers = Strangers()
         self.proxy = Proxy(processes.start)
         self.router = Router()
-        self._journal = (folder / "journal.jsonl").open("w")
+        self._journal = (folder / "journal.jsonl").open("w", buffering=1)  # is read while it grows
         self.samples: list[tuple[float, int, float, int]] = []  # at, peers, steps/s, memory of all
 
     # --- the run -----------------------------------------------------------------------------------------

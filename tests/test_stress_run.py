@@ -144,21 +144,27 @@ def children(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
+def wait_until_joined(run: subprocess.Popen[bytes], journal: Path, peers: int) -> None:
+    """Until all have joined: what they do to start is done."""
+    deadline = time.monotonic() + HANG_S
+    while not journal.exists() or journal.read_text().count('"kind": "in"') < peers:
+        assert time.monotonic() < deadline
+        assert run.poll() is None
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("namespaces", ["no", pytest.param("yes", marks=needs_namespaces)])
 def test_nothing_is_left_when_it_is_killed(tmp_path: Path, namespaces: str) -> None:
     command = [sys.executable, "-m", "pccl", "stress", "--profile", "none", "--peers", "4"]
     command += ["--namespaces", namespaces]
     run = subprocess.Popen([*command, "--keep", str(tmp_path)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + HANG_S
-    while len(list(tmp_path.glob("s*.log"))) < 4:  # the peers have started
-        assert time.monotonic() < deadline
-        assert run.poll() is None
-        time.sleep(0.05)
-    left = children(run.pid)
-    assert len(left) >= 6
-    peers = [process for process in left if process.name() != "ip"]  # which a peer runs when it starts
-    peers[-1].suspend()  # one that cannot see that anybody has ended
-    run.kill()
-    run.wait()
+    try:
+        wait_until_joined(run, tmp_path / "journal.jsonl", peers=4)
+        left = children(run.pid)
+        assert len(left) >= 6
+        left[-1].suspend()  # one that cannot see that anybody has ended
+    finally:
+        run.kill()
+        run.wait()
     _, alive = psutil.wait_procs(left, timeout=HANG_S)
     assert alive == []
