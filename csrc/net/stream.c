@@ -71,14 +71,20 @@ void stream_forget_op(struct stream *stream, const struct op *op) {
         in->sink = SINK_DISCARD;
         in->op = NULL;
     }
+    size_t begin = 0;
     for (uint32_t i = 0; i < stream->out.count; i++) {
         struct out_frame *frame = &stream->out.frames[i];
+        size_t trailer_begin = begin + FRAME_HEADER_BYTES + frame->payload_bytes;
         if (frame->op == op) {
             struct frame_trailer trailer = {.cancelled = true};
-            frame_trailer_encode(&trailer, frame->trailer);
+            if (stream->out.sent <=
+                trailer_begin) { /* else the frame is whole, and a mixed trailer is none */
+                frame_trailer_encode(&trailer, frame->trailer);
+            }
             frame->payload = zeros;
             frame->op = NULL;
         }
+        begin = trailer_begin + (frame->payload_bytes > 0 ? FRAME_TRAILER_BYTES : 0);
     }
 }
 
