@@ -7,6 +7,7 @@ It tells the orchestrator what happens to it, one JSON object per line, and take
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import hashlib
 import json
@@ -33,11 +34,12 @@ from .operations import ViolationError, draw_step
 from .schedule import WITNESSES
 from .steps import AloneError, Mischief, Step
 
-__all__ = ["Config", "serve"]
+__all__ = ["Config", "give_memory_back", "serve"]
 
 _SECONDS_BETWEEN_BEATS = 0.5
 _SECONDS_BETWEEN_LOOKS = 0.02  # for others, while there are none
 _VIOLATED = 3  # exit status
+_M_MMAP_THRESHOLD = -3  # of mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -337,9 +339,18 @@ def _quiet_exit(status: int) -> None:
     os._exit(status)
 
 
+def give_memory_back() -> None:
+    """Large buffers come from the system, and go back there. Else glibc learns to keep them: a process is
+    then as large as at its worst moment so far, and hides what it really holds."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 128 << 10)
+
+
 def serve(config: Config, orders: socket.socket) -> None:
     """The life of a peer process. Does not return."""
     end_with_parent()
+    give_memory_back()
     log = os.open(config.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -168,3 +168,27 @@ def test_nothing_is_left_when_it_is_killed(tmp_path: Path, namespaces: str) -> N
         run.wait()
     _, alive = psutil.wait_procs(left, timeout=HANG_S)
     assert alive == []
+
+
+_HOLES = """
+import numpy as np
+from pccl.stress.peer import give_memory_back
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+give_memory_back()
+np.ones(4 << 20, np.uint8)  # glibc learns from the first that is freed
+began, kept, large = resident(), [], []
+for _ in range(100):
+    large.append(np.ones(1 << 20, np.uint8))
+    kept.append(bytearray(30_000))
+del large
+print(resident() - began)
+"""
+
+
+def test_what_a_peer_has_freed_does_not_count_as_its_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", _HOLES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20 << 20
