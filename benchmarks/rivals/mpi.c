@@ -1,8 +1,9 @@
 /* One rank of the Open MPI rival. Usage: mpi CONTROL_SOCKET
  *
  * Reads requests "count datatype redop in_place warmup iterations" from the Unix socket, one line each, and
- * answers {"times_ns": [...], "wrong": null, "cpu_ns": ...}. Every rank has its own connection, because a rank that waited
- * in MPI for the next request would spin and take the processor from those that are measured meanwhile. */
+ * answers {"times_ns": [...], "wrong": null, "cpu_ns": ...}. Every rank has its own connection, because a
+ * rank that waited in MPI for the next request would spin and take the processor from those that are measured
+ * meanwhile. */
 
 #define _POSIX_C_SOURCE 200809L
 
