@@ -107,9 +107,7 @@ class Collectives:
     # --- how an op is done -------------------------------------------------------------------------------
 
     def _run(self, request: Request) -> ReduceInfo:
-        handle = (
-            self._handle
-        )  # looks first whether this is a forked process: locks may be held there for ever
+        handle = self._handle  # first: in a forked process locks may be held for ever
         options = request.options()
         info = ffi.new("pcclReduceInfo_t *")
         self._in_flight.settle_some()

@@ -74,7 +74,8 @@ def try_call(function: Any, *arguments: Any) -> int:
 
 
 def call(function: Any, *arguments: Any) -> None:
-    """Call a C function that may wait; raise unless it succeeds."""
+    """Call a C function that may wait; raise unless it succeeds. try_call() is written out: small ops are
+    as fast as the calls between Python and C are few."""
     result = function(*arguments)
     if _raised.exception is not None:
         _raise()

@@ -207,9 +207,7 @@ class Communicator(Collectives):
         The connect() of those who are let in returns together with this call: they go on with what the others
         do next. So a loop ends with it, or a newcomer leaves it out in its first round.
         """
-        handle = (
-            self._handle
-        )  # looks first whether this is a forked process: locks may be held there for ever
+        handle = self._handle  # first: in a forked process locks may be held for ever
         self._in_flight.settle()
         _interrupt.call(lib.pcclUpdateTopology, handle)
 

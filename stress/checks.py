@@ -16,7 +16,7 @@ from typing import Any
 
 from .causes import COMMITTED_BY_PEERS, ENDING, MASTER_ENDING, REMEMBERED, Disturbance, explains
 
-__all__ = ["Checks", "Disturbance", "Limits", "Violated"]
+__all__ = ["Checks", "Limits", "Violated"]
 
 _SECONDS_OF_DOUBT = 1.0  # the faults of one peer may be heard of after the errors of another
 _REMEMBERED_REVISIONS = 500

@@ -18,13 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Faults"]
 
-_TAKING = (
-    "kill",
-    "term",
-    "replace",
-    "leave",
-    "pause",
-)  # a peer from the others, without a goodbye between ops
+# A peer from the others, without a goodbye between ops.
+_TAKING = ("kill", "term", "replace", "leave", "pause")
 
 _SILENT = 0.7  # below: packets between two peers are lost without a sign
 

@@ -213,10 +213,6 @@ class Orchestrator:
 
     def _on_out(self, living: Living, message: dict[str, Any]) -> None:
         living.info = {}
-        self.tally.counts["rejoins"] += 1
-
-    def _on_error(self, living: Living, message: dict[str, Any]) -> None:
-        self.tally.counts["failed calls"] += 1
 
     def _on_violation(self, living: Living, message: dict[str, Any]) -> None:
         living.ending = True

@@ -33,7 +33,7 @@ def document(run: Orchestrator, command: list[str], outcome: str) -> dict[str, A
     ended = run.faults_ended
     seconds = ended - started if started is not None and ended is not None else 0.0
     kinds = sorted({one.kind for one in tally.recoveries})
-    steps = sum(started <= at < ended for at in tally.step_times) if started and ended else 0
+    made = sum(started <= at < ended for at in tally.step_times) if started and ended else 0
     return {
         "schema": SCHEMA,
         "pccl_version": pccl.__version__,
@@ -63,7 +63,7 @@ def document(run: Orchestrator, command: list[str], outcome: str) -> dict[str, A
             },
         },
         "steps": {str(group): steps for group, steps in sorted(tally.steps.items())},
-        "steps_per_s": round(steps / seconds, 2) if seconds else 0.0,
+        "steps_per_s": round(made / seconds, 2) if seconds else 0.0,
         "last_revision": {str(group): revision for group, revision in sorted(checks.revisions.items())},
         "ops_committed": tally.counts["ops"],
         "ops_retried": tally.counts["retries"],

@@ -35,7 +35,7 @@ WITNESSES = 2
 # By group: so that one may be away and the state lives on among others.
 FEWEST_PEERS = (3, 2)
 
-# What can happen, and whether it needs a victim among the living.
+# What can happen.
 KINDS = {
     "spawn": "a peer starts",
     "burst": "several peers start at once",
@@ -64,7 +64,7 @@ KINDS = {
 
 # Those that need network namespaces. The first three have two victims of one group.
 BETWEEN_PEERS = ("pair_reset", "pair_oneway", "pair_cut", "cut_off")
-# A pair that can't reach each other is routed around after three timeouts or so (see faults.py).
+# A pair that can't reach each other is routed around after three timeouts or so.
 _LONGEST_CUT = 5.0  # timeouts
 
 PROFILES: dict[str, dict[str, float]] = {

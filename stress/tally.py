@@ -40,7 +40,7 @@ class Tally:
     began: float
     faults: Counter[str] = field(default_factory=Counter)
     recoveries: list[Recovery] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)  # ops, retries, aborted, bytes, lives …
+    counts: Counter[str] = field(default_factory=Counter)  # ops, retries, bytes, lives, joins
     steps: dict[int, int] = field(default_factory=dict)  # by group: revisions made
     step_times: deque[float] = field(default_factory=lambda: deque(maxlen=500_000))
     events: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=50_000))

@@ -1,5 +1,4 @@
-/* How many data threads (net/data_threads.h) a communicator had better use, the one that drives it included.
- */
+/* How many data threads (net/data_threads.h) a communicator had better use, with the one that drives it. */
 #ifndef PCCL_NET_CORES_H
 #define PCCL_NET_CORES_H
 

@@ -1,6 +1,6 @@
 /* The ops in flight: their progress, what is granted to whom, and what is held for ops that have not
- * been called here yet. It moves and reduces the bytes that the machine (core/peer.h) decides about. Only the
- * net thread comes here.
+ * been called here yet. It moves and reduces the bytes that the machine (core/peer.h) decides about. Only
+ * whoever drives the loop comes here; data threads in the functions that say so.
  *
  * A receiver grants each op to those whom it receives from, to each when its turn has come; data flows to
  * those who have granted. Ops of at most EAGER_OP_BYTES do not wait: their chunks may be sent early as long

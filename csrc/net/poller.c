@@ -12,8 +12,7 @@
 
 enum { EVENTS_PER_WAIT = 64 };
 
-/* How long poller_wait_soon() looks before it sleeps. To be woken takes some 10 us, on a virtual machine 50.
- */
+/* How long poller_wait_soon() looks before it sleeps. To be woken takes 10 us, on a virtual machine 50. */
 static const uint64_t patience_ns = 100000;
 
 int poller_open(struct poller *poller) {

@@ -76,9 +76,9 @@ void stream_forget_op(struct stream *stream, const struct op *op) {
         struct out_frame *frame = &stream->out.frames[i];
         size_t trailer_begin = begin + FRAME_HEADER_BYTES + frame->payload_bytes;
         if (frame->op == op) {
-            struct frame_trailer trailer = {.cancelled = true};
-            if (stream->out.sent <=
-                trailer_begin) { /* else the frame is whole, and a mixed trailer is none */
+            /* Once the trailer is on its way the frame is whole, and half of another one would spoil it. */
+            if (stream->out.sent <= trailer_begin) {
+                struct frame_trailer trailer = {.cancelled = true};
                 frame_trailer_encode(&trailer, frame->trailer);
             }
             frame->payload = zeros;

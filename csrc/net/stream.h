@@ -126,7 +126,7 @@ bool stream_read_end(struct stream *stream);
 struct out_frame *stream_add_frame(struct stream *stream, const struct frame *frame, const uint8_t *payload,
                                    struct op *op);
 /* The op's buffers are not to be touched any more: what is on its way in is thrown away, what is on its
- * way out is filled up with zeros and marked as cancelled. */
+ * way out is filled up with zeros and marked as cancelled, unless its payload is out. */
 void stream_forget_op(struct stream *stream, const struct op *op);
 /* A buffer of `bytes`, aligned for the kernels, valid until the next call; NULL if memory is out. */
 uint8_t *stream_scratch(struct stream *stream, uint32_t bytes);
