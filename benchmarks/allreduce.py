@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--peers", type=number(2), default=2, metavar="N", help="world size (default 2)")
     add("--streams", type=number(0, 64), default=0, metavar="N", help="TCP streams per link (0: default)")
     add("--algorithm", choices=ALGORITHMS, default="auto", help="of pccl (default auto: by size)")
+    add("--early-return", action="store_true", help="of pccl: results of up to 64K before their commit")
     add("--master", metavar="HOST:PORT", help="join the run of this master instead of starting one")
     add("--versus", type=_rivals, default=[], metavar="RIVALS", help=f"such as {','.join(RIVALS)}")
     add(
@@ -101,6 +102,7 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Plan:
         rivals=options.versus,
         concurrent=options.concurrent,
         algorithm=options.algorithm,
+        early_return=options.early_return,
     )
     if all(plan.sizes_bytes[-1] < numpy_dtype(datatype).itemsize for datatype in plan.datatypes):
         parser.error(f"-e {options.maxbytes} is less than one element")

@@ -21,8 +21,8 @@ MakeOp = Callable[[Any, Any, str], Callable[[], object]]
 @dataclass(frozen=True)
 class Request:
     """One batch: `warmup` untimed and `iterations` timed ops, after `checks` ops that are checked. With
-    `concurrent` above 1 each of these is so many ops at once, of `count` elements together. `algorithm` is
-    pccl's; rivals have their own."""
+    `concurrent` above 1 each of these is so many ops at once, of `count` elements together. `algorithm` and
+    `early_return` are pccl's."""
 
     count: int
     datatype: str
@@ -34,6 +34,7 @@ class Request:
     seed: int
     concurrent: int = 1
     algorithm: str = "auto"
+    early_return: bool = False
 
 
 @dataclass(frozen=True)

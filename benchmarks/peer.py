@@ -35,18 +35,19 @@ def join(master: str, world_size: int, streams: int, name: str) -> pccl.Communic
 
 def make_op_of(communicator: pccl.Communicator, request: Request) -> MakeOp:
     """How this peer runs one all-reduce, or as many at once as `request` says, over equal parts."""
-    concurrent, algorithm = request.concurrent, request.algorithm
+    concurrent = request.concurrent
+    options: Any = {"algorithm": request.algorithm, "early_return": request.early_return}
 
     def make_op(send: Any, recv: Any, redop: str) -> Callable[[], object]:
         target = None if recv is send else recv
         if concurrent == 1:
-            return lambda: communicator.all_reduce(send, target, op=redop, algorithm=algorithm)
+            return lambda: communicator.all_reduce(send, target, op=redop, **options)
         sends = numpy.split(send, concurrent)
         targets = [None] * concurrent if target is None else numpy.split(target, concurrent)
 
         def run() -> None:
             handles = [
-                communicator.all_reduce_async(source, result, op=redop, tag=tag, algorithm=algorithm)
+                communicator.all_reduce_async(source, result, op=redop, tag=tag, **options)
                 for tag, (source, result) in enumerate(zip(sends, targets, strict=True))
             ]
             for handle in handles:

@@ -38,6 +38,7 @@ class Plan:
     rivals: Sequence[str]
     concurrent: int = 1  # ops of each size at once, beside one op of their size together
     algorithm: str = "auto"  # of pccl
+    early_return: bool = False  # of pccl
     in_place: bool = True  # also in place
     seconds: float = 0  # that a batch takes about, instead of `iterations`; 0: as many as these
 
@@ -69,6 +70,7 @@ class Plan:
             seed,
             concurrent,
             self.algorithm,
+            self.early_return,
         )
 
 

@@ -43,10 +43,15 @@ pcclResult_t op_check_options(const char *name, uint8_t kind, const pcclOpOption
     if (options == NULL) {
         return pcclSuccess;
     }
-    if ((options->flags & ~(uint32_t)pcclOpRetry) != 0) {
+    if ((options->flags & ~(uint32_t)(pcclOpRetry | pcclOpEarlyReturn)) != 0) {
         return op_refuse(name, "options->flags has bits that are none of pcclOpFlags_t");
     }
-    if (options->flags != 0 && kind != OP_ALL_REDUCE && kind != OP_BARRIER) {
+    if ((options->flags & pcclOpEarlyReturn) != 0 && kind != OP_ALL_REDUCE) {
+        return op_refuse(name,
+                         "its result is not the same at all peers, or there is none, so that none could "
+                         "hand it to another: pcclOpEarlyReturn is for all-reduce");
+    }
+    if ((options->flags & pcclOpRetry) != 0 && kind != OP_ALL_REDUCE && kind != OP_BARRIER) {
         return op_refuse(name, "it can't be retried by itself, since it names ranks: pcclOpRetry is for "
                                "all-reduce and barrier");
     }

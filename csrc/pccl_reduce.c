@@ -53,6 +53,8 @@ static void fill_call(struct call *call, const void *sendbuf, void *recvbuf,
     call->descriptor.datatype = (uint8_t)descriptor->src_descriptor.datatype;
     call->descriptor.reduce_op = (uint8_t)descriptor->op;
     call->descriptor.count = descriptor->count;
+    bool wished = options != NULL && (options->flags & pcclOpEarlyReturn) != 0;
+    call->descriptor.early = wished && call->bytes <= EARLY_RETURN_BYTES;
 }
 
 /* ---- one at a time, and async ---- */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from . import _interrupt, _objects
@@ -55,6 +56,12 @@ class AsyncReduceHandle:
         return outcome.info
 
 
+@lru_cache
+def _options(timeout_ms: int, flags: int, algorithm: int) -> Any:
+    """A pcclOpOptions_t, which nobody changes: loops ask for the same one again and again."""
+    return ffi.new("pcclOpOptions_t *", {"timeout_ms": timeout_ms, "flags": flags, "algorithm": algorithm})
+
+
 @dataclass(slots=True)
 class Request:
     """One op with all its arguments, checked as far as Python can."""
@@ -67,17 +74,15 @@ class Request:
     timeout: float | None
     algorithm: int
     retry: bool  # by C: it names no ranks
+    early_return: bool = False
     fits: Callable[[int, int], bool] = lambda world_size, rank: True  # what it names
 
     def options(self) -> Any:
         """TypeError or ValueError for what C could not take."""
-        if self.timeout is None and not self.retry and self.algorithm == _AUTO:
+        flags = (lib.pcclOpRetry if self.retry else 0) | (lib.pcclOpEarlyReturn if self.early_return else 0)
+        if self.timeout is None and flags == 0 and self.algorithm == _AUTO:
             return ffi.NULL  # the defaults
-        options = ffi.new("pcclOpOptions_t *")
-        options.timeout_ms = milliseconds(self.timeout, "timeout")
-        options.flags = lib.pcclOpRetry if self.retry else 0
-        options.algorithm = self.algorithm
-        return options
+        return _options(milliseconds(self.timeout, "timeout"), flags, self.algorithm)
 
 
 def _root_fits(root: int) -> Callable[[int, int], bool]:

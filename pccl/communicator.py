@@ -83,6 +83,7 @@ def _all_reduce(
     quantization: QuantizationOptions | None,
     algorithm: str,
     retry: bool,
+    early_return: bool,
     timeout: float | None,
 ) -> Request:
     source, target = memory_pair(send, recv)
@@ -95,6 +96,7 @@ def _all_reduce(
         timeout,
         algorithm_value(algorithm),
         retry,
+        early_return,
     )
 
 
@@ -330,6 +332,7 @@ class Communicator(Collectives):
         quantization_options: QuantizationOptions | None = None,
         algorithm: str = "auto",
         retry: bool = False,
+        early_return: bool = False,
         timeout: float | None = None,
     ) -> ReduceInfo:
         """Combine `send` of all peers of the group, element by element, into `recv` of each: the same bits.
@@ -340,11 +343,23 @@ class Communicator(Collectives):
         algorithm: "auto", "ring" (bandwidth), or "tree" (few hops); see docs/collectives.md.
         retry: when a peer is lost, do it again with those that are left, until it succeeds or this peer is
             alone (TooFewPeersError).
+        early_return: return a result of up to 64 KiB before the master has confirmed that all have it. The
+            others will have it too, unless all die that have it now; see docs/collectives.md. Equal at all
+            peers.
         timeout: seconds after which the op fails for all; None: no bound.
         """
         return self._run(
             _all_reduce(
-                send, recv, op, tag, operand_descriptor, quantization_options, algorithm, retry, timeout
+                send,
+                recv,
+                op,
+                tag,
+                operand_descriptor,
+                quantization_options,
+                algorithm,
+                retry,
+                early_return,
+                timeout,
             )
         )
 
@@ -359,6 +374,7 @@ class Communicator(Collectives):
         quantization_options: QuantizationOptions | None = None,
         algorithm: str = "auto",
         retry: bool = False,
+        early_return: bool = False,
         timeout: float | None = None,
     ) -> AsyncReduceHandle:
         """Start what all_reduce() does. The arrays must not be touched until the op is over; they are kept
@@ -367,7 +383,16 @@ class Communicator(Collectives):
         RefusedError, at once, and does no harm to the others."""
         return self._start(
             _all_reduce(
-                send, recv, op, tag, operand_descriptor, quantization_options, algorithm, retry, timeout
+                send,
+                recv,
+                op,
+                tag,
+                operand_descriptor,
+                quantization_options,
+                algorithm,
+                retry,
+                early_return,
+                timeout,
             )
         )
 

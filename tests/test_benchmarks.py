@@ -1,5 +1,6 @@
 """pccl.benchmarks: exact operands, the numbers, and the commands from end to end."""
 
+import dataclasses
 import functools
 import importlib.util
 import io
@@ -175,13 +176,14 @@ def test_concurrent_ops_are_all_started_before_the_first_is_awaited(in_place) ->
             events.append("await")
 
     class Peers:
-        def all_reduce_async(self, send, recv, *, op, tag, algorithm) -> Handle:
-            assert (send.size, algorithm) == (750, "ring")
+        def all_reduce_async(self, send, recv, *, op, tag, algorithm, early_return) -> Handle:
+            assert (send.size, algorithm, early_return) == (750, "ring", True)
             (send if recv is None else recv)[:] = send
             events.append(f"start {tag}")
             return Handle()
 
     asked = request(in_place=in_place, concurrent=4, checks=1, warmup=0, iterations=1, algorithm="ring")
+    asked = dataclasses.replace(asked, early_return=True)
     reply = measure(
         make_op_of(Peers(), asked),
         asked,

@@ -14,7 +14,9 @@ from wire_messages import EXAMPLES, TYPES, Message, pack, with_header
 
 ffi, lib = load("base/limits.h", "base/id.h", "base/address.h", "wire/message.h", "net/control.h")
 
-BIG = Message("READY", {"epoch": 1, "rtt_us": 0, "failed_tags": list(range(lib.MAX_FAILED_TAGS))})
+BIG = Message(
+    "READY", {"epoch": 1, "rtt_us": 0, "kept_tags": [], "failed_tags": list(range(lib.MAX_FAILED_TAGS))}
+)
 
 
 @dataclass

@@ -56,6 +56,7 @@ PLAIN = {
     "quant_datatype": 0,
     "quant_algorithm": 0,
     "algorithm": 0,
+    "early": True,
     "root_or_world": 0,
     "count": 77,
 }

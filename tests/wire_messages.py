@@ -62,17 +62,21 @@ descriptors = st.fixed_dictionaries(
         "quant_datatype": up_to(11),
         "quant_algorithm": up_to(2),
         "algorithm": up_to(lib.OP_ALGORITHM_END - 1),
+        "early": st.booleans(),
         "root_or_world": up_to(lib.MAX_PEERS),
         "count": u64,
     }
-)
+).map(lambda fields: {**fields, "early": fields["early"] and fields["kind"] == lib.OP_ALL_REDUCE})
 digests = ids
 votes = up_to(lib.VOTE_KIND_END - 1, 1)
 announcements = st.fixed_dictionaries({"kind": up_to(lib.VOTE_KIND_END - 1), "peer": ids})
 refusals = st.fixed_dictionaries({"status": results, "reason": reasons})
 failed_tags = st.lists(u64, max_size=5) | st.just([2**64 - 1] * lib.MAX_FAILED_TAGS)
 losses = st.fixed_dictionaries({"epoch": u64, "peer": ids, "reason": reasons})
-ops = st.fixed_dictionaries({"epoch": u64, "tag": u64, "check": u32})
+kept_tags = st.lists(u64, max_size=5) | st.just([2**64 - 1] * lib.MAX_KEPT_OPS)
+served = st.fixed_dictionaries({"tag": u64, "rank": up_to(lib.MAX_PEERS - 1)})
+served_ops = st.lists(served, max_size=5) | served.map(lambda op: [op] * lib.MAX_OP_SLOTS)
+ops = st.fixed_dictionaries({"epoch": u64, "tag": u64, "check": u32, "returned": st.booleans()})
 members = st.fixed_dictionaries({"id": ids, "address": addresses, "name": names})
 
 
@@ -136,9 +140,13 @@ FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         dict.fromkeys(("peers", "groups", "largest_group"), up_to(lib.MAX_PEERS))
     ),
     "PROPOSE": proposals(),
-    "READY": st.fixed_dictionaries({"epoch": u64, "rtt_us": u32, "failed_tags": failed_tags}),
+    "READY": st.fixed_dictionaries(
+        {"epoch": u64, "rtt_us": u32, "kept_tags": kept_tags, "failed_tags": failed_tags}
+    ),
     "UNREACHABLE": losses,
-    "COMMIT_EPOCH": st.fixed_dictionaries({"epoch": u64, "tree_bytes": u32, "failed_tags": failed_tags}),
+    "COMMIT_EPOCH": st.fixed_dictionaries(
+        {"epoch": u64, "tree_bytes": u32, "served_ops": served_ops, "failed_tags": failed_tags}
+    ),
     "LINK_LOST": losses,
     "VOTE": announcements,
     "VOTE_OPENED": announcements,
@@ -197,6 +205,7 @@ _DESCRIPTOR = {
     "quant_datatype": 0,
     "quant_algorithm": 0,
     "algorithm": 0,
+    "early": True,
     "root_or_world": 0,
     "count": 1000,
 }
@@ -243,16 +252,21 @@ EXAMPLES = {
         "REFUSED": {"status": 17, "reason": b"too old"},
         "CENSUS": {"peers": 5, "groups": 2, "largest_group": 3},
         "PROPOSE": _PROPOSE,
-        "READY": {"epoch": 8, "rtt_us": 50, "failed_tags": [3, 4]},
+        "READY": {"epoch": 8, "rtt_us": 50, "kept_tags": [5], "failed_tags": [3, 4]},
         "UNREACHABLE": {"epoch": 8, "peer": _ID, "reason": b"connection refused"},
-        "COMMIT_EPOCH": {"epoch": 8, "tree_bytes": 65536, "failed_tags": [3, 4]},
+        "COMMIT_EPOCH": {
+            "epoch": 8,
+            "tree_bytes": 65536,
+            "served_ops": [{"tag": 5, "rank": 1}],
+            "failed_tags": [3, 4],
+        },
         "LINK_LOST": {"epoch": 8, "peer": _ID, "reason": b"connection reset"},
         "VOTE": {"kind": 1, "peer": bytes(16)},
         "VOTE_OPENED": {"kind": 1, "peer": _ID},
         "VOTE_WAITING": {"kind": 1, **_WAITING, "epoch": 0, "tag": 0},
         "VOTE_RESULT": {"kind": 2, "status": 0, "value": 1, "reason": b""},
-        "OP_DONE": {**_OP, "check": 0x12345678},
-        "OP_COMMIT": {**_OP, "check": 0},
+        "OP_DONE": {**_OP, "check": 0x12345678, "returned": True},
+        "OP_COMMIT": {**_OP, "check": 0, "returned": False},
         "OP_MISMATCH": {**_OP, "mine": _DESCRIPTOR, "theirs": {**_DESCRIPTOR, "count": 999}, "other": _ID},
         "OP_CONFLICT": {**_OP, "kind": 3, "mine": _DESCRIPTOR},
         "OP_ABORT": {**_OP, "status": 13, "reason": b"5 s have passed"},
@@ -293,7 +307,8 @@ _DESCRIPTOR_ORDER = (
 
 
 def descriptor_bytes(value: dict[str, Any]) -> bytes:
-    return struct.pack("<6BHQ", *(value[key] for key in _DESCRIPTOR_ORDER))
+    packed = {**value, "algorithm": value["algorithm"] | (0x80 if value.get("early") else 0)}
+    return struct.pack("<6BHQ", *(packed[key] for key in _DESCRIPTOR_ORDER))
 
 
 def _tags(tags: list[int]) -> bytes:
@@ -353,9 +368,12 @@ def _body(name: str, f: dict[str, Any]) -> bytes:
         case "PROPOSE":
             return _propose(f)
         case "READY":
-            return struct.pack("<QI", f["epoch"], f.get("rtt_us", 0)) + _tags(f["failed_tags"])
+            start = struct.pack("<QI", f["epoch"], f.get("rtt_us", 0))
+            return start + _tags(f.get("kept_tags", [])) + _tags(f["failed_tags"])
         case "COMMIT_EPOCH":
-            return struct.pack("<QI", f["epoch"], f["tree_bytes"]) + _tags(f["failed_tags"])
+            served = [struct.pack("<QH", op["tag"], op["rank"]) for op in f["served_ops"]]
+            start = struct.pack("<QIH", f["epoch"], f["tree_bytes"], len(served)) + b"".join(served)
+            return start + _tags(f["failed_tags"])
         case "UNREACHABLE" | "LINK_LOST":
             return struct.pack("<Q", f["epoch"]) + f["peer"] + _text(f["reason"])
         case "VOTE" | "VOTE_OPENED":
@@ -371,7 +389,7 @@ def _body(name: str, f: dict[str, Any]) -> bytes:
         case "VOTE_RESULT":
             return struct.pack("<BHQ", f["kind"], f["status"], f["value"]) + _text(f["reason"])
         case "OP_DONE" | "OP_COMMIT":
-            return struct.pack("<QQI", f["epoch"], f["tag"], f["check"])
+            return struct.pack("<QQIB", f["epoch"], f["tag"], f["check"], f.get("returned", False))
         case "OP_WAITING":
             return struct.pack("<QQI", f["epoch"], f["tag"], f["waited_ms"])
         case "OP_MISMATCH":
@@ -409,6 +427,8 @@ _COUNTS = {
     "links": "link_count",
     "members": "world",
     "places": "world",
+    "kept_tags": "kept_count",
+    "served_ops": "served_count",
     "failed_tags": "failed_count",
     "peers": "named",
     "sources": "source_count",

@@ -4,8 +4,10 @@
 #define PCCL_BASE_LIMITS_H
 
 enum {
-    MAX_PEERS = 512,                /* of one run, pending ones included */
-    MAX_OPS = 1024,                 /* in flight per communicator */
+    MAX_PEERS = 512,   /* of one run, pending ones included */
+    MAX_OPS = 1024,    /* in flight per communicator */
+    MAX_KEPT_OPS = 64, /* returned early and not committed yet, per communicator, beside those */
+    MAX_OP_SLOTS = MAX_OPS + MAX_KEPT_OPS,
     MAX_MASTER_OPS = 8192,          /* open at the master, all groups together */
     MAX_STREAMS = 64,               /* TCP connections of one link */
     MAX_NAME_BYTES = 63,            /* a peer's name, without the terminating zero */
@@ -29,6 +31,7 @@ enum {
     MIN_CHUNK_BYTES = 16 * 1024,
     MAX_CHUNK_BYTES = 1024 * 1024,        /* no data frame carries more */
     EAGER_OP_BYTES = 64 * 1024,           /* ops up to this size do not wait for a grant */
+    EARLY_RETURN_BYTES = 64 * 1024,       /* results up to this size can be returned before the commit */
     EAGER_WINDOW_BYTES = 1024 * 1024,     /* early payload that one link may hold at its receiver */
     MAX_HELD_ANNOUNCEMENTS = 2 * MAX_OPS, /* per link: GRANT and CALLED of ops yet to be called */
 };

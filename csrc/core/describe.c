@@ -34,6 +34,9 @@ const char *describe_op(const struct op_descriptor *descriptor, char text[DESCRI
         used += snprintf(text + used, (size_t)(DESCRIBE_BYTES - used), ", quantised to %s by method %u",
                          datatype_name(descriptor->quant_datatype), (unsigned)descriptor->quant_algorithm);
     }
+    if (descriptor->early && used > 0 && used < DESCRIBE_BYTES) {
+        used += snprintf(text + used, (size_t)(DESCRIBE_BYTES - used), ", returning early");
+    }
     if (used > 0 && used < DESCRIBE_BYTES) {
         snprintf(text + used, (size_t)(DESCRIBE_BYTES - used), ")");
     }

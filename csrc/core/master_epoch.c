@@ -175,6 +175,7 @@ void master_epoch_reform(struct master *master, int index, const struct ending *
     enum fate fate = group->epoch == 0 ? FATE_CARRY : ending->fate;
     master_op_forget(master, index);
     group->epoch = 0;
+    group->kept_count = 0; /* all will name theirs again */
     plan_ring(master, index, ending->reason);
     if (group->size == 0) {
         return;
@@ -230,6 +231,39 @@ static void list_failed_tags(const struct group *group, int slot, struct message
     }
 }
 
+static void add_failed_tag(struct group *group, uint64_t tag) {
+    for (uint16_t i = 0; i < group->failed_count; i++) {
+        if (group->failed_tags[i] == tag) {
+            return;
+        }
+    }
+    if (group->failed_count < MAX_FAILED_TAGS) {
+        group->failed_tags[group->failed_count++] = tag;
+    }
+}
+
+static void remove_failed_tag(struct group *group, uint64_t tag) {
+    uint16_t left = 0;
+    for (uint16_t i = 0; i < group->failed_count; i++) {
+        if (group->failed_tags[i] != tag) {
+            group->failed_tags[left++] = group->failed_tags[i];
+        }
+    }
+    group->failed_count = left;
+}
+
+/* What a member has returned early does not fail: that member serves it to all. */
+static void serve_kept_ops(struct group *group, struct message_commit_epoch *commit) {
+    commit->served_count = group->kept_count;
+    for (uint16_t i = 0; i < group->kept_count; i++) {
+        const struct kept_op *op = &group->kept_ops[i];
+        commit->served_ops[i] =
+            (struct served_op){.tag = op->tag, .rank = (uint16_t)position(group, op->holder)};
+        remove_failed_tag(group, op->tag);
+    }
+    group->kept_count = 0;
+}
+
 static void commit(struct master *master, struct group *group) {
     group->epoch = group->plan_epoch;
     for (int i = 0; i < group->size; i++) {
@@ -241,6 +275,7 @@ static void commit(struct master *master, struct group *group) {
     message->type = MESSAGE_COMMIT_EPOCH;
     message->as.commit_epoch.epoch = group->epoch;
     message->as.commit_epoch.tree_bytes = master_links_tree_bytes(master, group);
+    serve_kept_ops(group, &message->as.commit_epoch);
     for (int i = 0; i < group->size; i++) {
         list_failed_tags(group, group->ring[i], &message->as.commit_epoch);
         master_send(master, group->ring[i], message);
@@ -252,16 +287,20 @@ static void commit(struct master *master, struct group *group) {
     master_settle(master);
 }
 
-static void add_failed_tags(struct group *group, const struct message_ready *ready) {
-    for (uint16_t i = 0; i < ready->failed_count; i++) {
-        bool known = false;
-        for (uint16_t k = 0; k < group->failed_count && !known; k++) {
-            known = group->failed_tags[k] == ready->failed_tags[i];
+/* False if there are more than a group can have open. */
+static bool add_kept_ops(struct group *group, int slot, const struct message_ready *ready) {
+    for (uint16_t i = 0; i < ready->kept_count; i++) {
+        uint16_t k = 0;
+        while (k < group->kept_count && group->kept_ops[k].tag != ready->kept_tags[i]) {
+            k++;
         }
-        if (!known && group->failed_count < MAX_FAILED_TAGS) {
-            group->failed_tags[group->failed_count++] = ready->failed_tags[i];
+        if (k == MAX_OP_SLOTS) {
+            return false;
         }
+        group->kept_ops[k] = (struct kept_op){.tag = ready->kept_tags[i], .holder = (int16_t)slot};
+        group->kept_count = (uint16_t)(k == group->kept_count ? k + 1 : group->kept_count);
     }
+    return true;
 }
 
 void master_epoch_ready(struct master *master, int slot, const struct message_ready *ready) {
@@ -269,7 +308,13 @@ void master_epoch_ready(struct master *master, int slot, const struct message_re
     if (master->slots[slot].state == SLOT_PENDING || ready->epoch != group->plan_epoch || group->epoch != 0) {
         return; /* a newer proposal has overtaken it */
     }
-    add_failed_tags(group, ready);
+    for (uint16_t i = 0; i < ready->failed_count; i++) {
+        add_failed_tag(group, ready->failed_tags[i]);
+    }
+    if (!add_kept_ops(group, slot, ready)) {
+        master_join_evict(master, slot, pcclEvicted, "it keeps the results of more ops than a peer can have");
+        return;
+    }
     master->slots[slot].ready = true;
     master->slots[slot].rtt_us = ready->rtt_us;
     for (int i = 0; i < group->size; i++) {

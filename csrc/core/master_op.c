@@ -101,8 +101,16 @@ static void refuse_more(struct master *master, int group, uint64_t tag) {
 }
 
 /* In a tree each works the sum out for itself. Bits that differ must not reach anybody. */
-static void refuse_difference(struct master *master, int group, uint64_t tag, int a, int b) {
+static void refuse_difference(struct master *master, int group, const struct master_op *op, int a, int b) {
     char first[LABEL_BYTES], second[LABEL_BYTES];
+    uint64_t tag = op->tag;
+    if (op->returned) { /* to the caller of one of them: it can't fail for all any more */
+        master_join_evict(master, b, pcclEvicted,
+                          "its result of the collective with tag %" PRIu64 " is not that of peer %s: their "
+                          "builds of pccl or their machines do not add alike; use the ring",
+                          tag, master_label(master, a, first));
+        return;
+    }
     struct ending ending =
         ending_abort(pcclInternalError,
                      "peers %s and %s have worked out different results of the collective with tag %" PRIu64
@@ -123,10 +131,11 @@ void master_op_done(struct master *master, int slot, const struct message_op *do
         return;
     }
     int first = slot_set_next(&op->done, 0);
+    op->returned = op->returned || done->returned;
     if (first == NO_SLOT) {
         op->check = done->check;
     } else if (done->check != op->check) {
-        refuse_difference(master, index, done->tag, first, slot);
+        refuse_difference(master, index, op, first, slot);
         return;
     }
     slot_set_add(&op->done, slot);
@@ -136,6 +145,7 @@ void master_op_done(struct master *master, int slot, const struct message_op *do
     close_op(master, op);
     struct message message = {.type = MESSAGE_OP_COMMIT};
     message.as.op = *done;
+    message.as.op.returned = false;
     for (int i = 0; i < group->size; i++) {
         master_send(master, group->ring[i], &message);
     }

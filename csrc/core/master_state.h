@@ -55,6 +55,12 @@ enum sync_part {
     SYNC_PART_DISAGREES, /* only sends, and has another state: the call fails for it alone */
 };
 
+/* An op that a member has returned early, before the epoch ended. */
+struct kept_op {
+    uint64_t tag;
+    int16_t holder; /* slot of a member that keeps its result */
+};
+
 /* The plan is the newest epoch that was proposed; it is committed if `epoch` equals `plan_epoch`. */
 struct group {
     bool used;
@@ -73,6 +79,8 @@ struct group {
     uint64_t last_failed_ns, forgiven_ns;
     uint16_t failed_count; /* tags aborted since the last committed epoch */
     uint64_t failed_tags[MAX_FAILED_TAGS];
+    uint16_t kept_count; /* that those who are ready have named */
+    struct kept_op kept_ops[MAX_OP_SLOTS];
     /* These waited in a joint call that failed together with the op `excused_tag`: they have their error,
      * and are not to fail once more when they call that op. */
     struct slot_set excused;
@@ -93,6 +101,7 @@ struct master_op {
     uint64_t tag;
     struct slot_set done, joined;
     uint32_t check;         /* of the first who was done */
+    bool returned;          /* by one of them, before its commit */
     uint64_t asked_ns;      /* when the members were asked who has joined; 0: not asked */
     uint64_t waited_ns;     /* the longest wait that a member has reported */
     bool straggler_limit;   /* that wait has reached the member's straggler timeout */

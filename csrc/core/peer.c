@@ -178,6 +178,12 @@ void peer_step(struct peer *peer, const struct peer_event *event) {
     }
     peer->last_step_ns = peer->now_ns;
     dispatch(peer, event);
+    if (peer->returned_count == 0 && peer->ballot_waits) {
+        peer_vote_cast(peer);
+    }
+    if (peer->returned_count == 0 && peer->close_waits) {
+        peer_join_say_goodbye(peer);
+    }
     peer_join_tick(peer);
     peer_op_tick(peer);
 }

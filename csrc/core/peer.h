@@ -9,7 +9,9 @@
  *  - call with PEER_TICK when peer_deadline() has passed and nothing else happened;
  *  - on PEER_OP_START allot the op's progress (core/schedule.h), grant it to those it receives from, send to
  *    those who have granted; on PEER_OP_STOP touch the user's buffers no more, and leave the input as it was
- * at the call;
+ *    at the call;
+ *  - on PEER_OP_KEEP copy the result: the user's buffers are the user's again, while the op goes on. Later
+ *    starts of the op move that copy;
  *  - keep each link that PEER_LINK_OPEN / _EXPECT named until PEER_LINK_CLOSE, and report its
  *    PEER_EVENT_LINK_UP once all its streams are there, or PEER_EVENT_LINK_DOWN once when it is broken
  *    or silent. A link is known by its key; PEER_EVENT_LINK_* for an unknown key is ignored. */
@@ -68,6 +70,7 @@ struct peer_event {
     const struct message_sync_report *report; /* EVENT_SYNC_REPORT: borrowed for the call */
     uint32_t op;                              /* index given by PEER_OP_START */
     uint32_t check;                           /* EVENT_OP_WHOLE: CRC32C of the result, in a tree; else 0 */
+    bool sent; /* EVENT_OP_WHOLE: all that this peer sends of it is out, so that its buffers are free */
     struct id key, other;
     uint32_t rtt_us; /* EVENT_LINK_UP: its round trip time; 0: not known */
     uint16_t status;
@@ -83,15 +86,18 @@ enum peer_action_kind {
     PEER_LINK_EXPECT,     /* `member` will connect and greet with `link.key` */
     PEER_LINK_CLOSE,      /* the link with `link.key` is not needed any more */
     PEER_EPOCH,           /* `epoch` is committed: `rank` of `world`; the keys of the links behind `edges` */
-    PEER_OP_START,        /* move `op`: `call`, `tag`, `epoch`, `commits_seen`, `rank` and `place` of `world`,
-                             `root`, `tree` */
-    PEER_OP_STOP,         /* `op` is aborted, or will start over: leave all buffers alone */
-    PEER_OP_FINISH,       /* `op` is committed: put the result where the user wants it. Then comes its
-                             PEER_COMPLETE. After it `commits_seen` counts one more. */
-    PEER_SYNC_PLAN,       /* `plan` for the open call of sync_shared_state, whose number is `call`. Ends with
-                             that call's PEER_COMPLETE, whose `value` is the elected revision. */
-    PEER_COMPLETE,        /* `call` has ended with `status`, `text`, `value` */
-    PEER_LOG,             /* `text` at `level` */
+    PEER_OP_START,  /* move `op`: `descriptor`, `call`, `tag`, `epoch`, `commits_seen`, `rank` and `place`
+                       of `world`, `root`, `tree`, `served` */
+    PEER_OP_STOP,   /* `op` is aborted, or will start over: leave all buffers alone */
+    PEER_OP_KEEP,   /* put the result of `op`, which is whole, where the user wants it, and keep a copy of
+                       it, under `op`, until OP_FINISH or OP_FORGET. Then comes its PEER_COMPLETE. */
+    PEER_OP_FORGET, /* what was kept of `op`, which does not run, is of no use any more */
+    PEER_OP_FINISH, /* `op` is committed: put the result where the user wants it. Then comes its
+                       PEER_COMPLETE, unless it was kept. After it `commits_seen` counts one more. */
+    PEER_SYNC_PLAN, /* `plan` for the open call of sync_shared_state, whose number is `call`. Ends with
+                       that call's PEER_COMPLETE, whose `value` is the elected revision. */
+    PEER_COMPLETE,  /* `call` has ended with `status`, `text`, `value` */
+    PEER_LOG,       /* `text` at `level` */
 };
 
 enum peer_log_level { PEER_LOG_DEBUG, PEER_LOG_INFO, PEER_LOG_WARN };
@@ -99,14 +105,17 @@ enum peer_log_level { PEER_LOG_DEBUG, PEER_LOG_INFO, PEER_LOG_WARN };
 struct peer_action {
     enum peer_action_kind kind;
     uint64_t call;
-    uint32_t op; /* 0 .. MAX_OPS - 1, unique among ops in flight */
+    uint32_t op; /* 0 .. MAX_OP_SLOTS - 1, unique among ops in flight */
     uint64_t tag, epoch, commits_seen;
     uint16_t rank, world;
     uint16_t place, root; /* OP_START: in the ring or, if `tree`, in the tree */
     bool tree;
-    bool unfit;      /* OP_START: its buffers are not for this world: move nothing, it is being given up */
-    uint16_t status; /* pcclResult_t */
-    uint64_t value;  /* PEER_COMPLETE of VOTE_PEERS_PENDING: 1 if some are; of an op: the world size */
+    bool unfit;  /* OP_START: its buffers are not for this world: move nothing, it is being given up */
+    bool served; /* OP_START: broadcast the result, which members have kept, in memory of its own; `call` is
+                    0 where it was kept, else the result is the user's on OP_FINISH */
+    struct op_descriptor descriptor; /* OP_START: what is moved; that of the call, or of a broadcast */
+    uint16_t status;                 /* pcclResult_t */
+    uint64_t value; /* PEER_COMPLETE of VOTE_PEERS_PENDING: 1 if some are; of an op: the world size */
     enum peer_log_level level;
     const char *text;                     /* borrowed for the call; "" on success */
     const struct message *message;        /* borrowed for the call */

@@ -75,6 +75,7 @@ static void send_ready_if_so(struct peer *peer) {
     message.as.ready.rtt_us = slowest_rtt_us(peer);
     message.as.ready.failed_count = peer->failed_count;
     memcpy(message.as.ready.failed_tags, peer->failed_tags, peer->failed_count * sizeof(uint64_t));
+    message.as.ready.kept_count = peer_fate_list_kept(peer, message.as.ready.kept_tags);
     peer_send(peer, &message);
     peer->ready_sent = true;
 }
@@ -118,7 +119,7 @@ void peer_epoch_propose(struct peer *peer, const struct message_propose *propose
     if (peer->phase == PEER_MEMBER) {
         peer_log(peer, PEER_LOG_INFO, "epoch %" PRIu64 " ends: %s", peer->plan.epoch, propose->reason);
     }
-    peer_op_epoch_ended(peer, propose);
+    peer_fate_epoch_ended(peer, propose);
     peer->epoch = 0;
     copy_plan(&peer->plan, propose);
     peer->ready_sent = false;
@@ -205,7 +206,7 @@ void peer_epoch_commit(struct peer *peer, const struct message_commit_epoch *com
         peer->connect_call = 0;
         peer_complete(peer, call, pcclSuccess, 0, "");
     }
-    peer_op_epoch_begun(peer, commit, newcomer);
+    peer_fate_epoch_begun(peer, commit, newcomer);
 }
 
 void peer_epoch_leave(struct peer *peer) {

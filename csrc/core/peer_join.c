@@ -48,6 +48,7 @@ static void lose_master(struct peer *peer, const char *why) {
              "the master was lost: %s; the results of unfinished calls are unchanged; connect again", why);
     peer_log(peer, PEER_LOG_WARN, "%s", text);
     drop_all(peer, PEER_OUT, pcclMasterConnectionLost, text);
+    peer_join_farewell(peer); /* if a close has waited */
 }
 
 void peer_join_connect(struct peer *peer, const struct peer_event *event) {
@@ -63,7 +64,7 @@ void peer_join_connect(struct peer *peer, const struct peer_event *event) {
     memset(&peer->id, 0, sizeof peer->id);
     memset(&peer->run, 0, sizeof peer->run);
     peer->open_vote = VOTE_NONE;
-    peer_op_forget_marks(peer, peer->marked_count);
+    peer_fate_forget_marks(peer, peer->marked_count);
     peer->has_guilty_tag = false;
     peer->failed_count = 0;
     enter(peer, PEER_CONNECTING);
@@ -123,14 +124,16 @@ void peer_join_evicted(struct peer *peer, const struct message_refused *evicted)
     if (is_joined(peer)) {
         peer_log(peer, PEER_LOG_WARN, "put out of the run: %s", evicted->reason);
         drop_all(peer, peer->phase == PEER_PENDING ? PEER_IDLE : PEER_OUT, evicted->status, evicted->reason);
+        peer_join_farewell(peer); /* if a close has waited */
     } else if (peer->phase == PEER_LEAVING) {
         peer_join_farewell(peer);
     }
 }
 
+static const char closed[] = "the communicator was closed while the call was waiting";
+
 void peer_join_close(struct peer *peer, const struct peer_event *event) {
-    static const char closed[] = "the communicator was closed while the call was waiting";
-    if (peer->phase == PEER_LEAVING) {
+    if (peer->phase == PEER_LEAVING || peer->close_waits) {
         peer_complete(peer, event->call, pcclInvalidUsage, 0, "another close is under way");
         return;
     }
@@ -138,8 +141,17 @@ void peer_join_close(struct peer *peer, const struct peer_event *event) {
     if (!is_joined(peer)) {
         drop_all(peer, PEER_IDLE, pcclInvalidUsage, closed);
         peer_join_farewell(peer);
-        return;
+    } else if (peer->returned_count > 0) {
+        /* Others may need their results: a peer that leaves with them would take the ops along. */
+        peer->close_waits = true;
+        peer->phase_deadline_ns = peer->now_ns + peer_timeout_ns(peer);
+    } else {
+        peer_join_say_goodbye(peer);
     }
+}
+
+void peer_join_say_goodbye(struct peer *peer) {
+    peer->close_waits = false;
     enter(peer, PEER_LEAVING);
     struct message message = {.type = MESSAGE_GOODBYE};
     peer_send(peer, &message);
@@ -160,6 +172,7 @@ void peer_join_farewell(struct peer *peer) {
     }
     uint64_t call = peer->close_call;
     peer->close_call = 0;
+    peer->close_waits = false;
     drop_all(peer, PEER_IDLE, pcclInvalidUsage, "the communicator is closed");
     peer->status.epoch = 0;
     peer_complete(peer, call, pcclSuccess, 0, "");
@@ -182,6 +195,8 @@ void peer_join_tick(struct peer *peer) {
             char why[64];
             snprintf(why, sizeof why, "nothing heard from it for %.1f s", (double)silent_ns / 1e9);
             lose_master(peer, why);
+        } else if (peer->close_waits && peer->now_ns >= peer->phase_deadline_ns) {
+            peer_join_say_goodbye(peer);
         }
     } else if (peer->now_ns >= peer->phase_deadline_ns) {
         if (peer->phase == PEER_LEAVING) {
@@ -196,11 +211,18 @@ uint64_t peer_join_deadline(const struct peer *peer) {
     if (!is_joined(peer)) {
         return peer->phase == PEER_IDLE || peer->phase == PEER_OUT ? UINT64_MAX : peer->phase_deadline_ns;
     }
-    uint64_t silent_ns = peer->last_heard_ns + peer_timeout_ns(peer);
-    return silent_ns < peer->next_heartbeat_ns ? silent_ns : peer->next_heartbeat_ns;
+    uint64_t deadline_ns = peer->last_heard_ns + peer_timeout_ns(peer);
+    deadline_ns = peer->next_heartbeat_ns < deadline_ns ? peer->next_heartbeat_ns : deadline_ns;
+    bool closes_first = peer->close_waits && peer->phase_deadline_ns < deadline_ns;
+    return closes_first ? peer->phase_deadline_ns : deadline_ns;
 }
 
 bool peer_join_hinders(const struct peer *peer, uint16_t *status, const char **text) {
+    if (peer->close_waits) {
+        *status = pcclInvalidUsage;
+        *text = "the communicator is being closed";
+        return true;
+    }
     switch (peer->phase) {
     case PEER_MEMBER:
         return false;

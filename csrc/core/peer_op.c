@@ -16,8 +16,8 @@ void peer_op_init(struct peer *peer) {
     for (int i = 0; i < OP_BUCKETS; i++) {
         peer->buckets[i] = NO_OP;
     }
-    for (int i = 0; i < MAX_OPS; i++) {
-        peer->ops[i].next = (int16_t)(i + 1 < MAX_OPS ? i + 1 : NO_OP);
+    for (int i = 0; i < MAX_OP_SLOTS; i++) {
+        peer->ops[i].next = (int16_t)(i + 1 < MAX_OP_SLOTS ? i + 1 : NO_OP);
     }
     peer->free_op = 0;
     peer->first_op = NO_OP;
@@ -25,12 +25,29 @@ void peer_op_init(struct peer *peer) {
     peer->op_check_ns = UINT64_MAX;
 }
 
-static int find_tag(const struct peer *peer, uint64_t tag) {
-    int index = peer->buckets[bucket_of(tag)];
+/* The first op from `index` on, in its bucket, that has the tag. */
+static int find_from(const struct peer *peer, int index, uint64_t tag) {
     while (index != NO_OP && peer->ops[index].tag != tag) {
         index = peer->ops[index].chained;
     }
     return index;
+}
+
+int peer_op_find(const struct peer *peer, uint64_t tag) {
+    return find_from(peer, peer->buckets[bucket_of(tag)], tag);
+}
+
+/* A caller waits in an op with this tag. */
+static bool is_called(const struct peer *peer, uint64_t tag) {
+    int index = peer_op_find(peer, tag);
+    if (index != NO_OP && peer->ops[index].returned) {
+        index = find_from(peer, peer->ops[index].chained, tag);
+    }
+    return index != NO_OP;
+}
+
+bool peer_op_waits_its_turn(const struct peer *peer, int index) {
+    return peer_op_find(peer, peer->ops[index].tag) != index;
 }
 
 static int allot(struct peer *peer, uint64_t tag) {
@@ -45,9 +62,12 @@ static int allot(struct peer *peer, uint64_t tag) {
         peer->ops[peer->last_op].next = index;
     }
     peer->last_op = index;
-    int16_t *bucket = &peer->buckets[bucket_of(tag)];
-    op->chained = *bucket;
-    *bucket = index;
+    op->chained = NO_OP;
+    int16_t *link = &peer->buckets[bucket_of(tag)];
+    while (*link != NO_OP) {
+        link = &peer->ops[*link].chained;
+    }
+    *link = index;
     peer->op_count++;
     return index;
 }
@@ -73,16 +93,17 @@ static void release(struct peer *peer, int index) {
     op->next = peer->free_op;
     peer->free_op = (int16_t)index;
     peer->op_count--;
+    peer->returned_count -= op->returned;
 }
 
-static bool is_moving(const struct peer_op *op) {
+bool peer_op_is_moving(const struct peer_op *op) {
     return op->state == OP_RUNNING || op->state == OP_WHOLE;
 }
 
 /* Between epochs an op can't time out: it has to fail for all, and there is nobody to tell. It does as
  * soon as the next epoch begins, and that takes a few timeouts at most. */
 static uint64_t op_deadline(const struct peer_op *op) {
-    uint64_t deadline = op->deadline_ns != 0 && is_moving(op) ? op->deadline_ns : UINT64_MAX;
+    uint64_t deadline = op->deadline_ns != 0 && peer_op_is_moving(op) ? op->deadline_ns : UINT64_MAX;
     if (op->state == OP_RUNNING && op->next_report_ns < deadline) {
         deadline = op->next_report_ns;
     }
@@ -106,13 +127,27 @@ static bool uses_tree(const struct peer *peer, const struct op_descriptor *descr
     return descriptor->algorithm == OP_ALGORITHM_TREE || descriptor->count <= most;
 }
 
+/* What moves: for the op itself, or for its result. */
+static struct op_descriptor moved(const struct peer_op *op) {
+    if (!op->served) {
+        return op->descriptor;
+    }
+    return (struct op_descriptor){.kind = OP_BROADCAST,
+                                  .datatype = op->descriptor.datatype,
+                                  .root_or_world = op->root,
+                                  .count = op->descriptor.count};
+}
+
 static void emit_start(struct peer *peer, int index, bool unfit) {
     const struct peer_op *op = &peer->ops[index];
     const struct message_propose *plan = &peer->plan;
-    bool rooted = op->descriptor.kind == OP_BROADCAST && op->descriptor.root_or_world < plan->world;
-    uint16_t root = rooted ? op->descriptor.root_or_world : 0;
-    bool tree = uses_tree(peer, &op->descriptor);
+    struct op_descriptor descriptor = moved(op);
+    bool rooted = descriptor.kind == OP_BROADCAST && descriptor.root_or_world < plan->world;
+    uint16_t root = rooted ? descriptor.root_or_world : 0;
+    bool tree = uses_tree(peer, &descriptor);
     struct peer_action action = {.kind = PEER_OP_START,
+                                 .descriptor = descriptor,
+                                 .served = op->served,
                                  .call = op->call,
                                  .op = (uint32_t)index,
                                  .tag = op->tag,
@@ -138,13 +173,24 @@ static void emit(struct peer *peer, enum peer_action_kind kind, int index) {
     peer->perform(peer->context, &action);
 }
 
-static void fail(struct peer *peer, int index, uint16_t status, const char *text) {
-    if (is_moving(&peer->ops[index])) {
+void peer_op_stop(struct peer *peer, int index) {
+    if (peer_op_is_moving(&peer->ops[index])) {
         emit(peer, PEER_OP_STOP, index);
     }
-    uint64_t call = peer->ops[index].call;
+}
+
+void peer_op_fail(struct peer *peer, int index, uint16_t status, const char *text) {
+    const struct peer_op *op = &peer->ops[index];
+    peer_op_stop(peer, index);
+    bool returned = op->returned;
+    if (returned) {
+        emit(peer, PEER_OP_FORGET, index);
+    }
+    uint64_t call = op->call;
     release(peer, index);
-    peer_complete(peer, call, status, 0, text);
+    if (!returned) {
+        peer_complete(peer, call, status, 0, text);
+    }
 }
 
 /* A running op is reported after `timeout`, then each time its age has doubled, and once when it is as
@@ -193,53 +239,31 @@ static const char *unfit_for(const struct message_propose *plan, const struct op
     return NULL;
 }
 
-static void start(struct peer *peer, int index) {
+void peer_op_start(struct peer *peer, int index) {
     struct peer_op *op = &peer->ops[index];
-    if (peer->plan.world < 2) {
-        fail(peer, index, pcclTooFewPeers,
-             "this peer is alone in its group: wait for others to join, then call update_topology");
+    if (peer->plan.world < 2) { /* of one that was returned early nobody hears: it is done with */
+        peer_op_fail(peer, index, pcclTooFewPeers,
+                     "this peer is alone in its group: wait for others to join, then call update_topology");
         return;
     }
     op->state = OP_RUNNING;
     op->accused = false;
+    op->doomed = false;
+    if (op->served) {
+        op->deadline_ns = 0; /* it is too late to give it up: others have returned it */
+    } else {
+        op->world = peer->plan.world;
+    }
     op->commits_seen = peer->commits_seen;
     op->started_ns = peer->now_ns;
     op->told_ms = 0;
     op->next_report_ns = next_report(peer, op);
     watch(peer, op);
-    const char *hindrance = unfit_for(&peer->plan, &op->descriptor);
+    const char *hindrance = op->served ? NULL : unfit_for(&peer->plan, &op->descriptor);
     emit_start(peer, index, hindrance != NULL);
     if (hindrance != NULL) {
         give_up(peer, op, pcclRankConnectionLost, hindrance);
     }
-}
-
-/* Takes the oldest mark of `tag` away and returns what its call fails with, or pcclSuccess. */
-static uint16_t take_mark(struct peer *peer, uint64_t tag) {
-    for (uint16_t i = 0; i < peer->marked_count; i++) {
-        if (peer->marks[i].tag == tag) {
-            uint16_t status = peer->marks[i].status;
-            size_t behind = (size_t)(--peer->marked_count - i);
-            memmove(&peer->marks[i], &peer->marks[i + 1], behind * sizeof peer->marks[0]);
-            return status;
-        }
-    }
-    return pcclSuccess;
-}
-
-/* What an op aborted with the last epoch fails with: the guilty one with its own sentence. */
-static void verdict(const struct peer *peer, uint64_t tag, uint16_t *status, const char **text) {
-    bool guilty = peer->has_guilty_tag && peer->guilty_tag == tag;
-    *status = guilty ? peer->guilty_status : (uint16_t)pcclRankConnectionLost;
-    *text = guilty ? peer->guilty_reason : peer->lost_reason;
-}
-
-/* The sentence of a mark: the guilty op's own if no other abort has come since. */
-static const char *mark_text(const struct peer *peer, uint64_t tag, uint16_t status) {
-    uint16_t newest;
-    const char *text;
-    verdict(peer, tag, &newest, &text);
-    return status == newest ? text : "the collective was aborted at the others before this peer called it";
 }
 
 static bool refuse_call(struct peer *peer, const struct peer_event *event) {
@@ -247,15 +271,15 @@ static bool refuse_call(struct peer *peer, const struct peer_event *event) {
     const char *text;
     if (peer_join_hinders(peer, &status, &text)) {
         /* said all */
-    } else if (find_tag(peer, event->tag) != NO_OP) {
+    } else if (is_called(peer, event->tag)) {
         text = "a collective with this tag is in flight already: await it or use another tag";
     } else if (peer->vote_call != 0 && peer->vote_kind != VOTE_PEERS_PENDING) {
         text = "another thread waits in a joint call of this communicator: let it end first";
-    } else if (peer->op_count == MAX_OPS) {
+    } else if (peer->op_count - peer->returned_count == MAX_OPS) {
         text = "1024 collectives are in flight on this communicator: await some first";
-    } else if ((marked = take_mark(peer, event->tag)) != pcclSuccess) {
+    } else if ((marked = peer_fate_take_mark(peer, event->tag)) != pcclSuccess) {
         status = marked;
-        text = mark_text(peer, event->tag, marked);
+        text = peer_fate_mark_text(peer, event->tag, marked);
     } else {
         return false;
     }
@@ -274,28 +298,49 @@ void peer_op_call(struct peer *peer, const struct peer_event *event) {
     op->deadline_ns = event->deadline_ns;
     op->descriptor = event->descriptor;
     watch(peer, op);
-    if (peer->epoch != 0) {
-        start(peer, index);
+    if (peer->epoch != 0 && !peer_op_waits_its_turn(peer, index)) {
+        peer_op_start(peer, index);
         peer_op_check_conflict(peer);
     }
 }
 
+/* Its caller goes on. From here on the op commits for all members that live on: this peer holds the result.
+ */
+static void return_early(struct peer *peer, int index) {
+    struct peer_op *op = &peer->ops[index];
+    uint64_t call = op->call;
+    emit(peer, PEER_OP_KEEP, index);
+    op->state = OP_KEPT;
+    op->returned = true;
+    op->blocking = false;
+    op->deadline_ns = 0;
+    op->call = 0;
+    peer->returned_count++;
+    peer_complete(peer, call, pcclSuccess, op->world, "");
+}
+
 void peer_op_whole(struct peer *peer, const struct peer_event *event) {
-    CHECK(event->op < MAX_OPS);
+    CHECK(event->op < MAX_OP_SLOTS);
     struct peer_op *op = &peer->ops[event->op];
     if (op->state != OP_RUNNING) {
         return;
     }
     op->state = OP_WHOLE;
+    bool returns = op->descriptor.early && !op->served && !op->accused && event->sent &&
+                   peer->returned_count < MAX_KEPT_OPS;
     struct message message = {.type = MESSAGE_OP_DONE};
-    message.as.op = (struct message_op){.epoch = peer->epoch, .tag = op->tag, .check = event->check};
+    message.as.op =
+        (struct message_op){.epoch = peer->epoch, .tag = op->tag, .check = event->check, .returned = returns};
     peer_send(peer, &message);
+    if (returns) {
+        return_early(peer, (int)event->op);
+    }
 }
 
 void peer_op_mismatch(struct peer *peer, const struct peer_event *event) {
-    CHECK(event->op < MAX_OPS);
+    CHECK(event->op < MAX_OP_SLOTS);
     struct peer_op *op = &peer->ops[event->op];
-    if (!is_moving(op) || op->accused) {
+    if (!peer_op_is_moving(op) || op->accused) {
         return;
     }
     op->accused = true;
@@ -309,16 +354,22 @@ void peer_op_mismatch(struct peer *peer, const struct peer_event *event) {
 }
 
 void peer_op_refused(struct peer *peer, const struct peer_event *event) {
-    CHECK(event->op < MAX_OPS);
+    CHECK(event->op < MAX_OP_SLOTS);
     struct peer_op *op = &peer->ops[event->op];
-    if (is_moving(op) && !op->accused) {
-        give_up(peer, op, event->status, event->reason);
+    if (!peer_op_is_moving(op) || op->accused) {
+        return;
     }
+    if (op->served) { /* it can't fail for those who have returned it: who can't take it is none of them */
+        peer_join_control_closed(peer, "this peer had no memory for a result that others have returned");
+        return;
+    }
+    give_up(peer, op, event->status, event->reason);
 }
 
 void peer_op_commit(struct peer *peer, const struct message_op *commit) {
-    int index = find_tag(peer, commit->tag);
-    if (commit->epoch != peer->epoch || index == NO_OP || peer->ops[index].state != OP_WHOLE) {
+    int index = peer_op_find(peer, commit->tag);
+    if (commit->epoch != peer->epoch || index == NO_OP ||
+        (peer->ops[index].state != OP_WHOLE && peer->ops[index].state != OP_KEPT)) {
         if (peer->phase == PEER_MEMBER) {
             peer_join_control_closed(peer, "it committed a collective that is not complete");
         }
@@ -326,14 +377,21 @@ void peer_op_commit(struct peer *peer, const struct message_op *commit) {
     }
     emit(peer, PEER_OP_FINISH, index);
     peer->commits_seen++;
-    uint64_t call = peer->ops[index].call;
+    struct peer_op op = peer->ops[index];
     release(peer, index);
-    peer_complete(peer, call, pcclSuccess, peer->plan.world, "");
+    if (!op.returned) {
+        peer_complete(peer, op.call, pcclSuccess, op.world, "");
+    }
+    int next = peer_op_find(peer, op.tag);
+    if (next != NO_OP) { /* it has waited behind this one */
+        peer_op_start(peer, next);
+        peer_op_check_conflict(peer);
+    }
 }
 
 /* The master asks who has joined: the members that are silent have not. */
 void peer_op_asked(struct peer *peer, const struct message_op_waiting *question) {
-    int index = find_tag(peer, question->tag);
+    int index = peer_op_find(peer, question->tag);
     if (question->epoch == peer->epoch && index != NO_OP && peer->ops[index].state == OP_RUNNING) {
         report_waiting(peer, &peer->ops[index]);
     }
@@ -353,7 +411,7 @@ static void report_conflict(struct peer *peer, struct peer_op *op) {
 static void check_pending_conflict(struct peer *peer, struct peer_op *op,
                                    const struct message_stragglers *stragglers) {
     for (uint16_t i = 0; i < stragglers->named; i++) {
-        if (peer->open_vote == VOTE_PEERS_PENDING && op->blocking && is_moving(op) && !op->accused &&
+        if (peer->open_vote == VOTE_PEERS_PENDING && op->blocking && peer_op_is_moving(op) && !op->accused &&
             id_equal(&stragglers->peers[i], &peer->open_voter)) {
             report_conflict(peer, op);
         }
@@ -361,7 +419,7 @@ static void check_pending_conflict(struct peer *peer, struct peer_op *op,
 }
 
 void peer_op_stragglers(struct peer *peer, const struct message_stragglers *stragglers) {
-    int index = find_tag(peer, stragglers->tag);
+    int index = peer_op_find(peer, stragglers->tag);
     if (stragglers->epoch != peer->epoch || index == NO_OP) {
         return;
     }
@@ -382,115 +440,10 @@ void peer_op_stragglers(struct peer *peer, const struct message_stragglers *stra
     }
 }
 
-static void note_failed(struct peer *peer, uint64_t tag) {
-    if (peer->failed_count < MAX_FAILED_TAGS) {
-        peer->failed_tags[peer->failed_count++] = tag;
-    }
-}
-
-static void remember_verdict(struct peer *peer, const struct message_propose *propose) {
-    if (propose->has_guilty_tag) {
-        peer->has_guilty_tag = true;
-        peer->guilty_tag = propose->guilty_tag;
-        peer->guilty_status = propose->status;
-        snprintf(peer->guilty_reason, sizeof peer->guilty_reason, "%s", propose->reason);
-    }
-    int size = (int)sizeof peer->lost_reason;
-    snprintf(peer->lost_reason, (size_t)size, "the collective was aborted and may be retried: %.*s",
-             size - 64, propose->reason);
-}
-
-/* What its caller asked for depends on who has which rank: it can't start over among others. */
-static bool names_ranks(const struct op_descriptor *descriptor) {
-    return descriptor->kind != OP_ALL_REDUCE && descriptor->kind != OP_BARRIER;
-}
-
-static const char ranks_changed[] =
-    "ranks have changed, or the call was made for others than there are: read them, and call again";
-
-void peer_op_epoch_ended(struct peer *peer, const struct message_propose *propose) {
-    if (peer->epoch != 0) { /* else the verdict on the last committed epoch still holds */
-        peer->has_guilty_tag = false;
-    }
-    if (propose->fate == FATE_ABORT) {
-        remember_verdict(peer, propose);
-    } else if (peer->epoch != 0) {
-        snprintf(peer->lost_reason, sizeof peer->lost_reason, "%s", ranks_changed);
-    }
-    int next;
-    for (int index = peer->first_op; index != NO_OP; index = next) {
-        struct peer_op *op = &peer->ops[index];
-        next = op->next;
-        if (op->state == OP_QUEUED) {
-            continue;
-        }
-        if (propose->fate == FATE_ABORT) {
-            uint16_t status;
-            const char *text;
-            verdict(peer, op->tag, &status, &text);
-            note_failed(peer, op->tag);
-            fail(peer, index, status, text);
-        } else if (names_ranks(&op->descriptor)) {
-            note_failed(peer, op->tag);
-            fail(peer, index, pcclRankConnectionLost, ranks_changed);
-        } else if (is_moving(op)) {
-            emit(peer, PEER_OP_STOP, index);
-            op->state = OP_SUSPENDED;
-        }
-    }
-}
-
-static bool is_failed_here(const struct peer *peer, uint64_t tag) {
-    for (uint16_t i = 0; i < peer->failed_count; i++) {
-        if (peer->failed_tags[i] == tag) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Ops that failed at others before this peer called them fail here too, now or at the call. */
-static void apply_failed_tags(struct peer *peer, const struct message_commit_epoch *commit) {
-    for (uint16_t i = 0; i < commit->failed_count; i++) {
-        uint64_t tag = commit->failed_tags[i];
-        if (is_failed_here(peer, tag)) {
-            continue;
-        }
-        uint16_t status;
-        const char *text;
-        verdict(peer, tag, &status, &text);
-        int index = find_tag(peer, tag);
-        if (index != NO_OP && peer->ops[index].state == OP_QUEUED) {
-            fail(peer, index, status, text);
-        } else if (index == NO_OP && peer->marked_count < MAX_FAILED_TAGS) {
-            /* One mark for each time: the others may have called, failed and called again. */
-            peer->marks[peer->marked_count++] = (struct peer_mark){.tag = tag, .status = status};
-        }
-    }
-}
-
-void peer_op_epoch_begun(struct peer *peer, const struct message_commit_epoch *commit, bool newcomer) {
-    if (!newcomer) {
-        apply_failed_tags(peer, commit);
-    }
-    peer->failed_count = 0;
-    int next;
-    for (int index = peer->first_op; index != NO_OP; index = next) {
-        next = peer->ops[index].next;
-        start(peer, index);
-    }
-    peer_op_check_conflict(peer);
-}
-
 void peer_op_fail_all(struct peer *peer, uint16_t status, const char *text) {
     while (peer->first_op != NO_OP) {
-        fail(peer, peer->first_op, status, text);
+        peer_op_fail(peer, peer->first_op, status, text);
     }
-}
-
-void peer_op_forget_marks(struct peer *peer, uint16_t count) {
-    peer->marked_count = (uint16_t)(peer->marked_count - count);
-    memmove(peer->marks, peer->marks + count, peer->marked_count * sizeof peer->marks[0]);
 }
 
 void peer_op_check_conflict(struct peer *peer) {
@@ -501,7 +454,7 @@ void peer_op_check_conflict(struct peer *peer) {
      * keep their order: whatever still runs here will never be joined by it. */
     for (int index = peer->first_op; index != NO_OP; index = peer->ops[index].next) {
         struct peer_op *op = &peer->ops[index];
-        if (is_moving(op) && !op->accused) {
+        if (peer_op_is_moving(op) && !op->accused) {
             report_conflict(peer, op);
             return; /* one is enough to end the epoch */
         }
@@ -510,7 +463,7 @@ void peer_op_check_conflict(struct peer *peer) {
 
 static void op_tick(struct peer *peer, int index) {
     struct peer_op *op = &peer->ops[index];
-    if (op->deadline_ns != 0 && is_moving(op) && peer->now_ns >= op->deadline_ns) {
+    if (op->deadline_ns != 0 && peer_op_is_moving(op) && peer->now_ns >= op->deadline_ns) {
         op->deadline_ns = 0;
         if (!op->accused) {
             give_up(peer, op, pcclTimeout, "it took longer than the timeout set for this call");
@@ -551,8 +504,8 @@ enum peer_match peer_find_op(const struct peer *peer, uint64_t epoch, uint64_t t
     if (epoch != peer->epoch || commits_seen > peer->commits_seen) {
         return PEER_MATCH_LATER;
     }
-    int index = find_tag(peer, tag);
-    if (index == NO_OP || !is_moving(&peer->ops[index])) {
+    int index = peer_op_find(peer, tag);
+    if (index == NO_OP || !peer_op_is_moving(&peer->ops[index])) {
         return PEER_MATCH_LATER;
     }
     *op = (uint32_t)index;

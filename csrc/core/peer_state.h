@@ -21,12 +21,18 @@ enum peer_op_state {
     OP_SUSPENDED, /* was running in an epoch that ended in good order: starts over with the next one */
     OP_RUNNING,
     OP_WHOLE, /* the result is complete here and reported */
+    OP_KEPT,  /* the same, and returned: its caller is gone, a copy is kept until the verdict */
 };
 
 /* Ops in flight are in one list in the order of their calls and in the chain of their tag's bucket. */
 struct peer_op {
     enum peer_op_state state;
     bool blocking, accused; /* accused: a mismatch, a conflict or an abort was reported */
+    bool returned;          /* before its commit: there is no call any more, and the result is kept */
+    bool served;            /* starts, or runs, as a broadcast of the result by who has kept it */
+    bool doomed;            /* OP_SUSPENDED: fails with the next epoch, unless it is served there */
+    uint16_t root;          /* of `served` */
+    uint16_t world;         /* that the result is of; 0 until it has started */
     uint64_t call, tag, commits_seen;
     uint64_t deadline_ns;    /* 0: none */
     uint64_t next_report_ns; /* when to ask the master who is missing */
@@ -61,7 +67,8 @@ struct peer {
     char out_reason[MAX_REASON_BYTES + 1];
     struct id id, run;
     uint64_t connect_call, close_call; /* 0: none */
-    uint64_t phase_deadline_ns;        /* of CONNECTING, GREETING and LEAVING */
+    bool close_waits;           /* for the commit of ops that were returned early: the goodbye is said then */
+    uint64_t phase_deadline_ns; /* of CONNECTING, GREETING and LEAVING, and of `close_waits` */
     uint64_t last_heard_ns, next_heartbeat_ns;
     bool control_open;
 
@@ -74,11 +81,11 @@ struct peer {
     uint64_t commits_seen;     /* in this epoch */
     struct peer_status status; /* of the last committed epoch */
 
-    struct peer_op ops[MAX_OPS];
+    struct peer_op ops[MAX_OP_SLOTS];
     int16_t first_op, last_op, free_op;
     int16_t buckets[OP_BUCKETS];
-    uint32_t op_count;
-    uint64_t op_check_ns; /* no op has anything to do before */
+    uint32_t op_count, returned_count; /* those returned early are among both */
+    uint64_t op_check_ns;              /* no op has anything to do before */
 
     /* Aborted since the last committed epoch; they go into READY. */
     uint64_t failed_tags[MAX_FAILED_TAGS];
@@ -94,8 +101,10 @@ struct peer {
 
     uint64_t vote_call; /* 0: none */
     uint8_t vote_kind;
-    struct id open_voter; /* the first of the group who waits in it */
-    uint8_t open_vote;    /* kind of the joint call that a member of the group waits in, or VOTE_NONE */
+    bool ballot_waits;               /* for the commit of ops that were returned early: it is cast then */
+    struct message_sync_offer offer; /* of a ballot that waits */
+    struct id open_voter;            /* the first of the group who waits in it */
+    uint8_t open_vote; /* kind of the joint call that a member of the group waits in, or VOTE_NONE */
 };
 
 /* peer.c */
@@ -112,6 +121,7 @@ const char *peer_label(const struct peer *peer, const struct id *id, char text[P
 /* peer_join.c */
 void peer_join_connect(struct peer *peer, const struct peer_event *event);
 void peer_join_close(struct peer *peer, const struct peer_event *event);
+void peer_join_say_goodbye(struct peer *peer); /* at the end of the wait */
 void peer_join_control_open(struct peer *peer);
 void peer_join_control_closed(struct peer *peer, const char *reason);
 void peer_join_welcome(struct peer *peer, const struct message_welcome *welcome);
@@ -139,20 +149,38 @@ void peer_op_refused(struct peer *peer, const struct peer_event *event);
 void peer_op_commit(struct peer *peer, const struct message_op *commit);
 void peer_op_asked(struct peer *peer, const struct message_op_waiting *question);
 void peer_op_stragglers(struct peer *peer, const struct message_stragglers *stragglers);
-void peer_op_epoch_ended(struct peer *peer, const struct message_propose *propose);
-void peer_op_epoch_begun(struct peer *peer, const struct message_commit_epoch *commit, bool newcomer);
 void peer_op_fail_all(struct peer *peer, uint16_t status, const char *text);
 /* Tells the master of ops that can't end because a member waits in the open joint call. */
 void peer_op_check_conflict(struct peer *peer);
-/* Takes the oldest `count` marks away. Whoever votes for update_topology has called all that it was going
- * to call before; what newcomers do from then on is not forgotten. */
-void peer_op_forget_marks(struct peer *peer, uint16_t count);
 void peer_op_tick(struct peer *peer);
 uint64_t peer_op_deadline(const struct peer *peer);
+/* The oldest with this tag, or NO_OP: behind one that was returned early the next one may wait. */
+int peer_op_find(const struct peer *peer, uint64_t tag);
+bool peer_op_is_moving(const struct peer_op *op);
+/* Behind one with its tag that was returned early. */
+bool peer_op_waits_its_turn(const struct peer *peer, int index);
+void peer_op_start(struct peer *peer, int index);
+void peer_op_stop(struct peer *peer, int index); /* if it moves */
+/* Ends it, and its call unless that has returned. */
+void peer_op_fail(struct peer *peer, int index, uint16_t status, const char *text);
+
+/* peer_fate.c */
+void peer_fate_epoch_ended(struct peer *peer, const struct message_propose *propose);
+/* The tags of what was returned early and is not committed; how many. */
+uint16_t peer_fate_list_kept(const struct peer *peer, uint64_t tags[MAX_KEPT_OPS]);
+void peer_fate_epoch_begun(struct peer *peer, const struct message_commit_epoch *commit, bool newcomer);
+/* Takes the oldest mark of `tag` away and returns what its call fails with, or pcclSuccess. */
+uint16_t peer_fate_take_mark(struct peer *peer, uint64_t tag);
+/* The sentence that goes with it. */
+const char *peer_fate_mark_text(const struct peer *peer, uint64_t tag, uint16_t status);
+/* Takes the oldest `count` marks away. Whoever votes for update_topology has called all that it was going
+ * to call before; what newcomers do from then on is not forgotten. */
+void peer_fate_forget_marks(struct peer *peer, uint16_t count);
 
 /* peer_vote.c */
 void peer_vote_call(struct peer *peer, const struct peer_event *event);
 void peer_vote_sync(struct peer *peer, const struct peer_event *event);
+void peer_vote_cast(struct peer *peer); /* the ballot that has waited */
 void peer_vote_sync_plan(struct peer *peer, const struct message_sync_plan *plan);
 void peer_vote_sync_report(struct peer *peer, const struct message_sync_report *report);
 void peer_vote_opened(struct peer *peer, const struct message_vote *vote);

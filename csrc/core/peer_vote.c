@@ -20,7 +20,7 @@ static bool is_hindered(const struct peer *peer, uint8_t kind, uint16_t *status,
         *text = "another thread waits in a joint call of this communicator: one at a time";
         return true;
     }
-    if (peer->op_count > 0 && kind != VOTE_PEERS_PENDING) {
+    if (peer->op_count > peer->returned_count && kind != VOTE_PEERS_PENDING) {
         *status = pcclPendingAsyncOps;
         *text = "collectives of this communicator are still in flight: await them first";
         return true;
@@ -28,9 +28,21 @@ static bool is_hindered(const struct peer *peer, uint8_t kind, uint16_t *status,
     return false;
 }
 
-/* Sends the ballot of a joint call, unless it can't be made now. */
-static void cast(struct peer *peer, const struct peer_event *event, uint8_t kind,
-                 const struct message *ballot) {
+void peer_vote_cast(struct peer *peer) {
+    peer->ballot_waits = false;
+    peer->marks_before_vote = peer->marked_count;
+    struct message message = {.type = MESSAGE_VOTE};
+    message.as.vote = (struct message_vote){.kind = peer->vote_kind};
+    if (peer->vote_kind == VOTE_SYNC_STATE) {
+        message.type = MESSAGE_SYNC_OFFER;
+        message.as.sync_offer = peer->offer;
+    }
+    peer_send(peer, &message);
+}
+
+/* Whoever votes has no op in flight, so that the others can tell who will never join theirs. An op that was
+ * returned early is in flight still, though its caller knows nothing of it. */
+static void vote(struct peer *peer, const struct peer_event *event, uint8_t kind) {
     uint16_t status;
     const char *text;
     if (is_hindered(peer, kind, &status, &text)) {
@@ -39,14 +51,14 @@ static void cast(struct peer *peer, const struct peer_event *event, uint8_t kind
     }
     peer->vote_call = event->call;
     peer->vote_kind = kind;
-    peer->marks_before_vote = peer->marked_count;
-    peer_send(peer, ballot);
+    peer->ballot_waits = peer->returned_count > 0 && kind != VOTE_PEERS_PENDING;
+    if (!peer->ballot_waits) {
+        peer_vote_cast(peer);
+    }
 }
 
 void peer_vote_call(struct peer *peer, const struct peer_event *event) {
-    struct message message = {.type = MESSAGE_VOTE};
-    message.as.vote = (struct message_vote){.kind = event->vote};
-    cast(peer, event, event->vote, &message);
+    vote(peer, event, event->vote);
 }
 
 /* An offer takes long to make: whoever asks without one learns whether it would be taken. */
@@ -65,9 +77,10 @@ void peer_vote_sync(struct peer *peer, const struct peer_event *event) {
         answer_question(peer, event->call);
         return;
     }
-    struct message message = {.type = MESSAGE_SYNC_OFFER};
-    message.as.sync_offer = *event->offer;
-    cast(peer, event, VOTE_SYNC_STATE, &message);
+    if (peer->vote_call == 0) {
+        peer->offer = *event->offer;
+    }
+    vote(peer, event, VOTE_SYNC_STATE);
 }
 
 void peer_vote_sync_plan(struct peer *peer, const struct message_sync_plan *plan) {
@@ -109,7 +122,7 @@ void peer_vote_result(struct peer *peer, const struct message_vote_result *resul
     }
     bool ends_all_before = result->kind == VOTE_UPDATE_TOPOLOGY || result->kind == VOTE_SYNC_STATE;
     if (ends_all_before && result->status == pcclSuccess) {
-        peer_op_forget_marks(peer, peer->marks_before_vote);
+        peer_fate_forget_marks(peer, peer->marks_before_vote);
     }
     uint64_t call = peer->vote_call;
     peer->vote_call = 0;
@@ -118,6 +131,7 @@ void peer_vote_result(struct peer *peer, const struct message_vote_result *resul
 
 void peer_vote_fail(struct peer *peer, uint16_t status, const char *text) {
     peer->open_vote = VOTE_NONE;
+    peer->ballot_waits = false;
     if (peer->vote_call != 0) {
         uint64_t call = peer->vote_call;
         peer->vote_call = 0;

@@ -206,7 +206,8 @@ typedef struct pcclBuildInfo_t {
 } pcclBuildInfo_t;
 
 typedef enum pcclOpFlags_t {
-    pcclOpRetry = 1 /* when a peer is lost, start again with those that are left, at once; see below */
+    pcclOpRetry = 1,      /* when a peer is lost, start again with those that are left, at once; see below */
+    pcclOpEarlyReturn = 2 /* all-reduce: return a result of up to 64 KiB before its commit; see below */
 } pcclOpFlags_t;
 
 /* Optional for one op; zero means the default. */
@@ -289,7 +290,12 @@ PCCL_EXPORT pcclResult_t pcclOptimizeTopology(const pcclComm_t *comm);
  *
  * At most 1024 ops are in flight on a communicator: one more fails at once with pcclRefused, and does no harm
  * to the others. With pcclOpRetry an op never fails with pcclRankConnectionLost, unless its timeout_ms is
- * over. */
+ * over.
+ *
+ * With pcclOpEarlyReturn, equal at all peers, a small op returns as soon as its result is complete here. The
+ * others get that result too, from those that have it, whoever dies meanwhile, as long as one of these lives
+ * on; should all of these die, it fails for the others. The next op under its tag, joint calls other than
+ * pcclArePeersPending, and closing wait for the commit. */
 PCCL_EXPORT pcclResult_t pcclAllReduce(const void *sendbuf, void *recvbuf,
                                        const pcclReduceDescriptor_t *descriptor, const pcclComm_t *comm,
                                        pcclReduceInfo_t *PCCL_NULLABLE info_out);

@@ -16,10 +16,10 @@ enum {
     BATCH_PAYLOAD_BYTES = 64 * 1024,
     /* Credit that no grant has taken along goes back by itself when it is so much. */
     CREDIT_TO_RETURN_BYTES = EAGER_WINDOW_BYTES / 4,
-    GRANT_SLOT_BITS = 10,
+    GRANT_SLOT_BITS = 11,
 };
 
-_Static_assert(MAX_OPS <= 1 << GRANT_SLOT_BITS, "a grant number holds the op's slot in its low bits");
+_Static_assert(MAX_OP_SLOTS <= 1 << GRANT_SLOT_BITS, "a grant number holds the op's slot in its low bits");
 
 bool engine_init(struct engine *engine, const struct peer *machine, struct link_set *links) {
     engine->machine = machine;
@@ -30,8 +30,8 @@ bool engine_init(struct engine *engine, const struct peer *machine, struct link_
 }
 
 void engine_free(struct engine *engine) {
-    for (uint32_t i = 0; i < MAX_OPS; i++) {
-        CHECK(!engine->ops[i].active);
+    for (uint32_t i = 0; i < MAX_OP_SLOTS; i++) {
+        CHECK(!engine->ops[i].active && engine->ops[i].kept == NULL);
     }
     free(engine->trash);
     engine->trash = NULL;
@@ -47,7 +47,7 @@ uint32_t engine_grant_number(const struct engine *engine, const struct op *op) {
 
 struct op *engine_granted_op(struct engine *engine, uint32_t grant) {
     uint32_t slot = grant & ((1u << GRANT_SLOT_BITS) - 1);
-    if (slot >= MAX_OPS) {
+    if (slot >= MAX_OP_SLOTS) {
         return NULL;
     }
     struct op *op = &engine->ops[slot];
@@ -163,7 +163,7 @@ static void restore_input(struct op *op) {
     }
 }
 
-/* ---- start and end ---- */
+/* ---- begin ---- */
 
 void engine_offer(struct engine *engine, struct op *op, uint32_t step) {
     const struct schedule *schedule = &op->transfer.schedule;
@@ -245,30 +245,99 @@ static void begin(struct engine *engine, struct op *op, const struct peer_action
     engine_check_whole(engine, op);
 }
 
+/* ---- ops that may be returned early ---- */
+
+/* Room for the result, from the start: to find none later would be too late. False if there is none. */
+static bool make_room(struct op *op, const struct op_descriptor *descriptor) {
+    if (op->kept == NULL) {
+        size_t bytes = descriptor->count * datatype_bytes(descriptor->datatype);
+        op->kept = malloc(sizeof *op->kept + bytes);
+    }
+    return op->kept != NULL;
+}
+
+static void drop_kept(struct op *op) {
+    free(op->kept);
+    op->kept = NULL;
+    op->is_kept = false;
+}
+
+/* The call that moves the result, from or to where it is kept. */
+static struct call *serving_call(struct op *op, const struct peer_action *action) {
+    const struct op_descriptor *descriptor = &action->descriptor;
+    op->kept->call = (struct call){.kind = PEER_EVENT_OP,
+                                   .tag = action->tag,
+                                   .descriptor = *descriptor,
+                                   .input = op->kept->bytes,
+                                   .output = op->kept->bytes,
+                                   .bytes = descriptor->count * datatype_bytes(descriptor->datatype)};
+    return &op->kept->call;
+}
+
+static bool is_in_batch(const struct stream *stream, const struct op *op) {
+    for (uint32_t i = 0; i < stream->out.count; i++) {
+        if (stream->out.frames[i].op == op) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* All that this peer sends of an op that is whole has left its buffers. */
+static bool is_sent(const struct engine *engine, const struct op *op) {
+    bool sent = op->transfer.sent == op->transfer.queued;
+    for (int edge = 0; edge < MAX_EDGES; edge++) {
+        sent = sent && list_is_empty(&op->granting[edge]);
+    }
+    for (int i = 0; i < MAX_LINKS && sent; i++) {
+        const struct link *link = &engine->links->links[i];
+        for (uint16_t s = 0; link->streams != NULL && s < link->stream_count; s++) {
+            sent = sent && !is_in_batch(&link->streams[s], op);
+        }
+    }
+    return sent;
+}
+
+/* Else what waits is written at the end of the turn: too late for the report that is due now. */
+static bool send_rest(struct engine *engine, const struct op *op) {
+    if (!is_sent(engine, op)) {
+        link_set_write(engine->links);
+    }
+    return is_sent(engine, op);
+}
+
+/* ---- start and end ---- */
+
 void engine_start(struct engine *engine, const struct peer_action *action, struct call *call) {
-    CHECK(action->op < MAX_OPS && call != NULL && action->world >= 2);
+    CHECK(action->op < MAX_OP_SLOTS && action->world >= 2);
     struct op *op = &engine->ops[action->op];
-    CHECK(!op->active);
-    uint32_t generation = op->generation + 1;
+    CHECK(!op->active && (call != NULL || (op->is_kept && action->served)));
     *op = (struct op){.active = true,
-                      .generation = generation,
+                      .generation = op->generation + 1,
+                      .is_kept = op->is_kept,
+                      .kept = op->kept,
                       .call = call,
+                      .user = call,
                       .epoch = action->epoch,
                       .commits_seen = action->commits_seen,
-                      .element_bytes = datatype_bytes(call->descriptor.datatype),
-                      .eager = call->bytes <= EAGER_OP_BYTES,
-                      .result = call->output};
+                      .element_bytes = datatype_bytes(action->descriptor.datatype)};
     list_init(&op->ready);
     list_init(&op->reporting);
     for (int edge = 0; edge < MAX_EDGES; edge++) {
         list_init(&op->granting[edge]);
     }
-    if (!action->unfit) {
+    bool early = action->served || action->descriptor.early;
+    if (early && !make_room(op, &action->descriptor)) {
+        engine_report(engine, op, REPORT_REFUSED);
+    } else if (!action->unfit) {
+        op->call = action->served ? serving_call(op, action) : call;
+        op->eager = op->call->bytes <= EAGER_OP_BYTES;
+        op->result = op->call->output;
         begin(engine, op, action);
     }
     engine->sort_all = engine->sort_all || engine->sort_tag; /* there is room for one tag */
     engine->sort_tag = true;
-    engine->tag_to_sort = call->tag;
+    engine->tag_to_sort = action->tag;
 }
 
 static void end_op(struct engine *engine, struct op *op) {
@@ -287,16 +356,25 @@ static void end_op(struct engine *engine, struct op *op) {
     free(op->memory);
     op->memory = NULL;
     op->call = NULL;
+    op->user = NULL;
     op->active = false;
 }
 
 void engine_stop(struct engine *engine, uint32_t index) {
-    CHECK(index < MAX_OPS && engine->ops[index].active);
+    CHECK(index < MAX_OP_SLOTS && engine->ops[index].active);
     struct op *op = &engine->ops[index];
     if (op->memory != NULL) {
         restore_input(op);
     }
     end_op(engine, op);
+    if (!op->is_kept) {
+        drop_kept(op);
+    }
+}
+
+void engine_forget(struct engine *engine, uint32_t index) {
+    CHECK(index < MAX_OP_SLOTS && engine->ops[index].is_kept && !engine->ops[index].active);
+    drop_kept(&engine->ops[index]);
 }
 
 static size_t result_bytes(const struct op *op) {
@@ -310,24 +388,46 @@ static const uint8_t *complete_result(const struct op *op) {
     return engine_place(op, place.buffer, place.level, schedule_buffer(schedule, BUFFER_RESULT));
 }
 
-/* Copies what has waited for the commit in scratch space. */
+/* To the user's output, `result`: that may hold the input still. */
+static void hand_over(const struct call *call, uint8_t *result, const uint8_t *complete, size_t bytes) {
+    if (call->keep_work && call->work.memory != NULL) { /* of an op in place: its input */
+        memcpy(call->work.memory, result, bytes);
+    }
+    memcpy(result, complete, bytes);
+}
+
+/* Copies what has waited for the commit in scratch space, or was served. */
 static void deliver(struct op *op) {
     const uint8_t *complete = complete_result(op);
-    if (complete == op->result) {
-        return;
+    if (complete != op->result) {
+        hand_over(op->call, op->result, complete, result_bytes(op));
     }
-    if (op->call->keep_work && op->call->work.memory != NULL) { /* of an op in place: its input */
-        memcpy(op->call->work.memory, op->result, result_bytes(op));
+    if (op->user != NULL && op->user != op->call) {
+        hand_over(op->user, op->user->output, op->result, result_bytes(op));
     }
-    memcpy(op->result, complete, result_bytes(op));
+}
+
+void engine_keep(struct engine *engine, uint32_t index) {
+    CHECK(index < MAX_OP_SLOTS && engine->ops[index].active);
+    struct op *op = &engine->ops[index];
+    CHECK(op->memory != NULL && transfer_whole(&op->transfer) && op->kept != NULL && !op->is_kept);
+    deliver(op);
+    memcpy(op->kept->bytes, op->result, result_bytes(op));
+    op->is_kept = true;
+    end_op(engine, op);
 }
 
 void engine_finish(struct engine *engine, uint32_t index) {
-    CHECK(index < MAX_OPS && engine->ops[index].active);
+    CHECK(index < MAX_OP_SLOTS);
     struct op *op = &engine->ops[index];
-    CHECK(op->memory != NULL && transfer_whole(&op->transfer));
-    deliver(op);
-    end_op(engine, op);
+    if (op->active) {
+        CHECK(op->memory != NULL && transfer_whole(&op->transfer));
+        deliver(op);
+        end_op(engine, op);
+    } else {
+        CHECK(op->is_kept);
+    }
+    drop_kept(op);
     engine->sort_all = true; /* one more commit seen */
 }
 
@@ -361,6 +461,7 @@ bool engine_next_report(struct engine *engine, struct peer_event *event) {
         op->reports &= (uint8_t)~REPORT_WHOLE;
         event->kind = PEER_EVENT_OP_WHOLE;
         event->check = result_check(op);
+        event->sent = op->kept != NULL && send_rest(engine, op);
     }
     if (op->reports == 0) {
         list_remove(&op->reporting);

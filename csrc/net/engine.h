@@ -22,10 +22,20 @@
 /* What the machine has yet to be told of an op. */
 enum op_report { REPORT_WHOLE = 1, REPORT_MISMATCH = 2, REPORT_REFUSED = 4, REPORT_MISPLACED = 8 };
 
+/* The result of an op that may be returned before its commit. It outlives its call, and a call that nobody
+ * has made moves it if others need it. */
+struct kept_result {
+    struct call call; /* without a user: its buffers are `bytes` */
+    uint8_t bytes[];
+};
+
 struct op {
     bool active;
-    uint32_t generation; /* counts the ops that have had this slot: tells grants of old ones apart */
-    struct call *call;
+    bool is_kept;             /* its call has returned; may be so without being active */
+    struct kept_result *kept; /* owned: room for it from the start; NULL if the op can't be returned early */
+    uint32_t generation;      /* counts the ops that have had this slot: tells grants of old ones apart */
+    struct call *call;        /* what moves: the user's, or kept->call */
+    struct call *user;        /* the user's; NULL if that has returned */
     uint64_t epoch, commits_seen;
     uint32_t element_bytes;
     bool eager;
@@ -73,7 +83,7 @@ struct engine {
     bool sort_tag;       /* likewise, those with `tag_to_sort` */
     uint64_t tag_to_sort;
     uint8_t *trash; /* TRASH_BYTES that are written and never read */
-    struct op ops[MAX_OPS];
+    struct op ops[MAX_OP_SLOTS];
 };
 
 enum { TRASH_BYTES = 64 * 1024 };
@@ -84,8 +94,11 @@ void engine_free(struct engine *engine);
 
 /* The actions of the machine. */
 void engine_set_epoch(struct engine *engine, const struct peer_action *action);
+/* `call` is NULL if it has returned already. */
 void engine_start(struct engine *engine, const struct peer_action *action, struct call *call);
 void engine_stop(struct engine *engine, uint32_t index);
+void engine_keep(struct engine *engine, uint32_t index);
+void engine_forget(struct engine *engine, uint32_t index);
 void engine_finish(struct engine *engine, uint32_t index);
 /* A link is about to go. */
 void engine_forget_link(struct engine *engine, struct link *link);

@@ -10,7 +10,8 @@
 static bool same_descriptor(const struct op_descriptor *a, const struct op_descriptor *b) {
     return a->kind == b->kind && a->datatype == b->datatype && a->reduce_op == b->reduce_op &&
            a->quant_datatype == b->quant_datatype && a->quant_algorithm == b->quant_algorithm &&
-           a->algorithm == b->algorithm && a->root_or_world == b->root_or_world && a->count == b->count;
+           a->algorithm == b->algorithm && a->early == b->early && a->root_or_world == b->root_or_world &&
+           a->count == b->count;
 }
 
 /* True, and a report to come, if the other side calls something else under this op's tag. */

@@ -127,6 +127,12 @@ void peer_loop_perform(void *context, const struct peer_action *action) {
     case PEER_OP_STOP:
         engine_stop(loop->engine, action->op);
         break;
+    case PEER_OP_KEEP:
+        engine_keep(loop->engine, action->op);
+        break;
+    case PEER_OP_FORGET:
+        engine_forget(loop->engine, action->op);
+        break;
     case PEER_OP_FINISH:
         engine_finish(loop->engine, action->op);
         break;

@@ -322,9 +322,12 @@ static uint64_t idle_ns(const struct peer_loop *loop, uint64_t now_ns) {
 
 /* The thread ends: whoever waits is told so, and no buffer is touched any more. */
 static void fail_calls(struct peer_loop *loop) {
-    for (uint32_t i = 0; i < MAX_OPS; i++) {
+    for (uint32_t i = 0; i < MAX_OP_SLOTS; i++) {
         if (loop->engine->ops[i].active) {
             engine_stop(loop->engine, i);
+        }
+        if (loop->engine->ops[i].is_kept) {
+            engine_forget(loop->engine, i);
         }
     }
     struct list calls;

@@ -122,25 +122,32 @@ static void body_propose(struct cursor *cursor, struct message_propose *propose)
     }
 }
 
-/* Of READY and COMMIT_EPOCH, which say the same of one peer and of all. */
-static void failed_tags(struct cursor *cursor, uint16_t *count, uint64_t tags[MAX_FAILED_TAGS]) {
+static void tags(struct cursor *cursor, uint16_t *count, uint64_t *list, uint16_t most) {
     cursor_u16(cursor, count);
-    cursor_require(cursor, *count <= MAX_FAILED_TAGS);
+    cursor_require(cursor, *count <= most);
     for (uint16_t i = 0; i < *count && !cursor->failed; i++) {
-        cursor_u64(cursor, &tags[i]);
+        cursor_u64(cursor, &list[i]);
     }
 }
 
 static void body_ready(struct cursor *cursor, struct message_ready *ready) {
     cursor_u64(cursor, &ready->epoch);
     cursor_u32(cursor, &ready->rtt_us);
-    failed_tags(cursor, &ready->failed_count, ready->failed_tags);
+    tags(cursor, &ready->kept_count, ready->kept_tags, MAX_KEPT_OPS);
+    tags(cursor, &ready->failed_count, ready->failed_tags, MAX_FAILED_TAGS);
 }
 
 static void body_commit_epoch(struct cursor *cursor, struct message_commit_epoch *commit) {
     cursor_u64(cursor, &commit->epoch);
     cursor_u32(cursor, &commit->tree_bytes);
-    failed_tags(cursor, &commit->failed_count, commit->failed_tags);
+    cursor_u16(cursor, &commit->served_count);
+    cursor_require(cursor, commit->served_count <= MAX_OP_SLOTS);
+    for (uint16_t i = 0; i < commit->served_count && !cursor->failed; i++) {
+        cursor_u64(cursor, &commit->served_ops[i].tag);
+        cursor_u16(cursor, &commit->served_ops[i].rank);
+        cursor_require(cursor, commit->served_ops[i].rank < MAX_PEERS);
+    }
+    tags(cursor, &commit->failed_count, commit->failed_tags, MAX_FAILED_TAGS);
 }
 
 static void body_unreachable(struct cursor *cursor, struct message_unreachable *unreachable) {
@@ -200,6 +207,7 @@ static void body_op(struct cursor *cursor, struct message_op *op) {
     cursor_u64(cursor, &op->epoch);
     cursor_u64(cursor, &op->tag);
     cursor_u32(cursor, &op->check);
+    cursor_bool(cursor, &op->returned);
 }
 
 static void body_op_waiting(struct cursor *cursor, struct message_op_waiting *waiting) {

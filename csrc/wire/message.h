@@ -74,6 +74,7 @@ struct op_descriptor {
     uint8_t quant_datatype; /* pcclDataType_t */
     uint8_t quant_algorithm;
     uint8_t algorithm; /* enum op_algorithm, as the caller wishes */
+    bool early;        /* a small all-reduce whose result may be returned before its commit */
     /* broadcast: the root's rank; all-gather and reduce-scatter: the world that the buffers are made for */
     uint16_t root_or_world;
     uint64_t count; /* elements: of the input, or of the result of a reduce-scatter; 0 for a barrier */
@@ -133,11 +134,13 @@ struct message_propose {
     struct member members[MAX_PEERS]; /* in ring order, `world` of them */
 };
 
-/* After an abort: the tags under which this peer had an op in flight. */
+/* After an abort: the tags under which this peer had an op in flight. After any end of an epoch: those under
+ * which it has returned the result of an op early, and keeps it for the others. */
 struct message_ready {
     uint64_t epoch;
     uint32_t rtt_us; /* round trip time of the slowest of its links; 0: not known */
-    uint16_t failed_count;
+    uint16_t kept_count, failed_count;
+    uint64_t kept_tags[MAX_KEPT_OPS];
     uint64_t failed_tags[MAX_FAILED_TAGS];
 };
 
@@ -147,12 +150,20 @@ struct message_unreachable { /* also MESSAGE_LINK_LOST */
     char reason[MAX_REASON_BYTES + 1];
 };
 
-/* The union of what the members reported: whoever had not called one of these tags yet fails its next
- * call with the same error, so that the outcome of an op is one for all. */
+/* An op that some have returned already: who keeps its result broadcasts it to the others. */
+struct served_op {
+    uint64_t tag;
+    uint16_t rank;
+};
+
+/* The union of what the members reported. No op fails that somebody has returned. Whoever had not called one
+ * of the failed tags yet fails its next call with the same error, so that the outcome of an op is one for
+ * all. */
 struct message_commit_epoch {
     uint64_t epoch;
     uint32_t tree_bytes; /* ops of up to so many bytes use the tree */
-    uint16_t failed_count;
+    uint16_t served_count, failed_count;
+    struct served_op served_ops[MAX_OP_SLOTS];
     uint64_t failed_tags[MAX_FAILED_TAGS];
 };
 
@@ -216,6 +227,7 @@ struct message_vote_result {
 struct message_op { /* MESSAGE_OP_DONE, MESSAGE_OP_COMMIT */
     uint64_t epoch, tag;
     uint32_t check; /* CRC32C of a result that each peer has worked out for itself; else 0 */
+    bool returned;  /* OP_DONE: to its caller, before the commit */
 };
 
 struct message_op_waiting {

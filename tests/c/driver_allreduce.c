@@ -197,6 +197,38 @@ static void part_early(struct peer_thread *peer) {
     free(arrays);
 }
 
+/* Results come before their commit: the buffers are used again at once, and calls that wait for it follow. */
+static void part_early_return(struct peer_thread *peer) {
+    enum { ROUNDS = 300, MOST = 16384 };
+    const pcclOpOptions_t options = {.flags = pcclOpEarlyReturn};
+    static const size_t counts[] = {1, 17, 1024, MOST, MOST + 1}; /* the last is too large for it */
+    uint32_t *send = malloc((MOST + 1) * sizeof *send), *receive = malloc((MOST + 1) * sizeof *receive);
+    for (int round = 0; round < ROUNDS; round++) {
+        size_t count = counts[round % 5];
+        uint32_t *result = round % 2 == 0 ? send : receive;
+        for (size_t i = 0; i < count; i++) {
+            send[i] = (uint32_t)(round + peer->index) + (uint32_t)i;
+        }
+        pcclReduceDescriptor_t descriptor = describe(count, pcclUint32, pcclSum, (uint64_t)(round / 7 % 3));
+        pcclReduceInfo_t info;
+        require_success(pcclAllReduceWithOptions(send, result, &descriptor, &options, peer->comm, &info),
+                        "early return");
+        REQUIRE((int)info.local_world_size == peers, "world %u", info.local_world_size);
+        for (size_t i = 0; i < count; i++) {
+            uint32_t sum = (uint32_t)peers * ((uint32_t)round + (uint32_t)i);
+            sum += (uint32_t)(peers * (peers - 1) / 2);
+            REQUIRE(result[i] == sum, "round %d element %zu: %u is not %u", round, i, result[i], sum);
+        }
+        if (round % 50 == 49) {
+            require_success(pcclUpdateTopology(peer->comm), "update topology after an early return");
+        }
+    }
+    pcclCollectiveDescriptor_t other = {.count = 1, .datatype = pcclUint32, .tag = 1};
+    REQUIRE(pcclBroadcast(send, &other, &options, peer->comm, NULL) == pcclInvalidArgument, "broadcast");
+    free(receive);
+    free(send);
+}
+
 static void part_multiple(struct peer_thread *peer) {
     enum { OPS = 40, COUNT = 5003 };
     pcclReduceOpDescriptor_t ops[OPS];
@@ -493,6 +525,7 @@ static void *run_peer(void *argument) {
     run_part(peer, "sizes and types", part_sizes);
     run_part(peer, "many tags", part_tags);
     run_part(peer, "early data", part_early);
+    run_part(peer, "early return", part_early_return);
     run_part(peer, "multiple with retry", part_multiple);
     run_part(peer, "usage", part_usage);
     run_part(peer, "mismatch", part_mismatch);

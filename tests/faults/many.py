@@ -11,6 +11,8 @@ import numpy as np
 
 import pccl
 
+from .data import contribution, digest
+
 if TYPE_CHECKING:
     from .peer import Op
 
@@ -19,6 +21,8 @@ Answer = dict[str, Any]
 
 
 class ManyCommands:
+    seed: int
+    index: int
     communicator: pccl.Communicator
     _started: dict[str, tuple[Op, pccl.AsyncReduceHandle]]
 
@@ -66,6 +70,19 @@ class ManyCommands:
         while flights:
             self._retire(*flights.popleft())
         return self.do_usage(command)
+
+    def do_volley(self, command: Command) -> Answer:
+        """So many `steps`, small ops that may return early, one after the other: for each a digest and a
+        world, or "lost"."""
+        outcomes: list[tuple[str, int]] = []
+        for step in range(command["steps"]):
+            array = contribution(self.seed, self.index, step, command["count"], "float32")
+            try:
+                info = self.communicator.all_reduce(array, tag=step % command["tags"], early_return=True)
+                outcomes.append((digest(array), info.local_world_size))
+            except pccl.PeerLostError:
+                outcomes.append(("lost", 0))
+        return {"outcomes": outcomes}
 
     @staticmethod
     def _retire(array: np.ndarray, handle: pccl.AsyncReduceHandle) -> np.ndarray:

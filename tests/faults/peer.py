@@ -51,6 +51,7 @@ class Op:
             "op": command.get("op", "sum"),
             "tag": command.get("tag", 0),
             "retry": command.get("retry", False),
+            "early_return": command.get("early_return", False),
             "timeout": command.get("op_timeout"),
         }
 

@@ -11,7 +11,7 @@
 enum { CALLS = 512 };
 
 static bool call_open[CALLS + 1];
-static bool moving[MAX_OPS];
+static bool moving[MAX_OP_SLOTS], kept[MAX_OP_SLOTS];
 static int links;
 
 static void perform(void *context, const struct peer_action *action) {
@@ -27,14 +27,28 @@ static void perform(void *context, const struct peer_action *action) {
         call_open[action->call] = false;
         break;
     case PEER_OP_START:
-        CHECK(action->op < MAX_OPS && !moving[action->op]);
+        CHECK(action->op < MAX_OP_SLOTS && !moving[action->op]);
         CHECK(action->world >= 2 && action->rank < action->world);
+        CHECK(kept[action->op] == (action->call == 0) && (action->call != 0 || action->served));
         moving[action->op] = true;
         break;
     case PEER_OP_STOP:
-    case PEER_OP_FINISH:
-        CHECK(action->op < MAX_OPS && moving[action->op]);
+        CHECK(action->op < MAX_OP_SLOTS && moving[action->op]);
         moving[action->op] = false;
+        break;
+    case PEER_OP_KEEP:
+        CHECK(action->op < MAX_OP_SLOTS && moving[action->op] && !kept[action->op]);
+        moving[action->op] = false;
+        kept[action->op] = true;
+        break;
+    case PEER_OP_FORGET:
+        CHECK(action->op < MAX_OP_SLOTS && !moving[action->op] && kept[action->op]);
+        kept[action->op] = false;
+        break;
+    case PEER_OP_FINISH:
+        CHECK(action->op < MAX_OP_SLOTS && (moving[action->op] || kept[action->op]));
+        moving[action->op] = false;
+        kept[action->op] = false;
         break;
     case PEER_LINK_OPEN:
     case PEER_LINK_EXPECT:
@@ -54,8 +68,15 @@ static void set_numbers(const struct peer *peer, struct message *message, uint8_
         return;
     }
     *epoch = peer->plan.epoch + (message->type == MESSAGE_PROPOSE);
-    if (message->type == MESSAGE_OP_COMMIT && peer->first_op != NO_OP) {
-        message->as.op.tag = peer->ops[peer->first_op].tag;
+    if (peer->first_op == NO_OP) {
+        return;
+    }
+    uint64_t tag = peer->ops[peer->first_op].tag;
+    if (message->type == MESSAGE_OP_COMMIT) {
+        message->as.op.tag = tag;
+    }
+    if (message->type == MESSAGE_COMMIT_EPOCH && message->as.commit_epoch.served_count > 0) {
+        message->as.commit_epoch.served_ops[0].tag = tag;
     }
 }
 
@@ -81,7 +102,8 @@ static void fill_event(const struct peer *peer, struct peer_event *event, struct
         event->vote = (uint8_t)(VOTE_UPDATE_TOPOLOGY + detail % 3);
         event->tag = detail % 5;
         event->deadline_ns = (detail & 128) != 0 ? event->now_ns + detail * UINT64_C(1000000) : 0;
-        event->descriptor = (struct op_descriptor){.kind = OP_ALL_REDUCE, .count = detail};
+        event->descriptor =
+            (struct op_descriptor){.kind = OP_ALL_REDUCE, .early = (detail & 64) != 0, .count = detail};
     } else if (event->kind == PEER_EVENT_MESSAGE) {
         if (!peer->control_open || !input_message(input, &message)) {
             event->kind = PEER_EVENT_TICK;
@@ -94,6 +116,7 @@ static void fill_event(const struct peer *peer, struct peer_event *event, struct
             peer->link_count > 0 ? peer->links[detail % peer->link_count].key : (struct id){{detail}};
     } else {
         event->op = detail;
+        event->sent = (control & 2) != 0;
         event->status = pcclOutOfMemory;
     }
 }
@@ -105,6 +128,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     memset(peer, 0, peer_bytes());
     memset(call_open, 0, sizeof call_open);
     memset(moving, 0, sizeof moving);
+    memset(kept, 0, sizeof kept);
     links = 0;
     struct peer_options options = {.hello = {.version = PROTOCOL_VERSION, .streams = 2, .timeout_ms = 1000}};
     peer_init(peer, &options, perform, NULL);
@@ -126,6 +150,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         peer_step(peer, &later);
         for (int call = 1; call <= CALLS; call++) {
             CHECK(!call_open[call]);
+        }
+        for (int op = 0; op < MAX_OP_SLOTS; op++) {
+            CHECK(!moving[op] && !kept[op]);
         }
         CHECK(links == 0);
     }

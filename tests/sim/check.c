@@ -214,25 +214,43 @@ static struct op_record *op_record_of(struct epoch_record *epoch, uint64_t tag, 
     return record;
 }
 
-/* A member that lived on had this op stopped. */
+static bool is_member(const struct epoch_record *epoch, const struct id *id) {
+    for (uint16_t rank = 0; rank < epoch->world; rank++) {
+        if (id_equal(&epoch->members[rank], id)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A member that lived on had this op stopped. Those who have returned it must not live on with it. */
 static void note_abort(struct process *process, struct call *call) {
     struct op_record *record = call->record;
     if (record == NULL || !record->stopped[call->record_rank]) {
         return;
     }
     record->stopped[call->record_rank] = false;
-    record->aborted = true;
+    record->aborted = process->epoch;
     if (record->finished > 0) {
         violate(process->world, 2,
                 "tag %" PRIu64 " of epoch %" PRIu64 " is committed at others and aborted at %s", record->tag,
                 record->epoch->epoch, process->name);
+    }
+    for (uint16_t rank = 0; rank < record->epoch->world; rank++) {
+        if (record->returned[rank] && is_member(process->epoch, &record->epoch->members[rank])) {
+            violate(process->world, 2,
+                    "tag %" PRIu64 " of epoch %" PRIu64 " is returned at rank %u and aborted at %s, in "
+                    "epoch %" PRIu64,
+                    record->tag, record->epoch->epoch, (unsigned)rank, process->name, process->epoch->epoch);
+        }
     }
 }
 
 void check_start(struct process *process, struct call *call, const struct peer_action *action) {
     struct world *world = process->world;
     struct epoch_record *epoch = process->epoch;
-    if (call->kind != CALL_OP || call->started || call->finished || call->tag != action->tag) {
+    bool kept = action->served && action->call == 0;
+    if (call->kind != CALL_OP || (!kept && (call->started || call->finished)) || call->tag != action->tag) {
         violate(world, 2, "%s: OP_START of a call that has no op to start", process->name);
     }
     if (epoch == NULL || action->epoch != epoch->epoch || action->world != epoch->world ||
@@ -242,6 +260,16 @@ void check_start(struct process *process, struct call *call, const struct peer_a
     if (action->commits_seen > process->commits) {
         violate(world, 2, "%s: OP_START counts %" PRIu64 " commits, %" PRIu64 " were", process->name,
                 action->commits_seen, process->commits);
+    }
+    if (action->served) { /* its result is of the epoch in which it was returned */
+        if (call->record == NULL || action->descriptor.kind != OP_BROADCAST ||
+            action->descriptor.count != call_result_count(call)) {
+            violate(world, 2, "%s: tag %" PRIu64 " is served and was never started", process->name,
+                    call->tag);
+        }
+        call->started = call->started || !kept;
+        call->stopped = false;
+        return;
     }
     if (call->record != NULL) {
         note_abort(process, call); /* it starts over: for this epoch it was aborted here */
@@ -256,8 +284,8 @@ void check_start(struct process *process, struct call *call, const struct peer_a
 }
 
 static void check_same_instance(struct process *process, const struct op_record *record) {
-    const struct call *mine = record->calls[process->epoch->world - 1];
-    for (uint16_t rank = 0; rank < process->epoch->world; rank++) {
+    const struct call *mine = record->calls[record->epoch->world - 1];
+    for (uint16_t rank = 0; rank < record->epoch->world; rank++) {
         const struct call *call = record->calls[rank];
         if (call == NULL) {
             violate(process->world, 2,
@@ -298,27 +326,57 @@ static int64_t expected_element(const struct op_record *record, uint16_t world, 
     }
 }
 
-void check_finish(struct process *process, struct call *call, const struct sim_op *op) {
+void check_result(struct process *process, struct call *call, const struct sim_op *op) {
     struct world *world = process->world;
     struct op_record *record = call->record;
-    if (process->epoch == NULL || record->epoch != process->epoch || op->epoch != process->epoch->epoch) {
-        violate(world, 2, "%s: tag %" PRIu64 " is committed outside its epoch", process->name, call->tag);
+    bool of_before = op->served || op->kept; /* the epoch in which it was returned may be over */
+    if (process->epoch == NULL || (!of_before && record->epoch != process->epoch) ||
+        (op->active && op->epoch != process->epoch->epoch)) {
+        violate(world, 2, "%s: tag %" PRIu64 " ends outside its epoch", process->name, call->tag);
     }
     check_same_instance(process, record);
-    if (record->aborted) {
+    const struct id *self = &process->id;
+    if (record->aborted != NULL && is_member(record->aborted, self)) {
         violate(world, 2, "tag %" PRIu64 " of epoch %" PRIu64 " is aborted at others and committed at %s",
                 record->tag, record->epoch->epoch, process->name);
     }
     for (uint64_t i = 0; i < call_result_count(call); i++) {
-        if (call->result[i] != expected_element(record, process->epoch->world, call, i)) {
+        if (call->result[i] != expected_element(record, record->epoch->world, call, i)) {
             violate(world, 2, "%s: element %" PRIu64 " of tag %" PRIu64 " in epoch %" PRIu64 " is wrong",
                     process->name, i, call->tag, record->epoch->epoch);
         }
     }
-    record->finished++;
+}
+
+void check_return(struct process *process, struct call *call, const struct sim_op *op) {
+    check_result(process, call, op);
+    call->record->returned[call->record_rank] = true;
+    process->world->returned++;
+}
+
+void check_finish(struct process *process, struct call *call, const struct sim_op *op) {
+    check_result(process, call, op);
+    call->record->finished++;
     process->commits++;
     count_of(process, call->tag)->finishes++;
-    world->committed++;
+    process->world->committed++;
+    process->world->served += op->served && !op->kept;
+}
+
+/* Results that were returned early are waited for, but not longer than the timeout. */
+void check_goodbye(struct process *process) {
+    uint64_t waited = 0;
+    for (int i = 0; i < MAX_OPEN_CALLS; i++) {
+        if (process->calls[i] != NULL && process->calls[i]->kind == CALL_CLOSE) {
+            waited = process->world->now - process->calls[i]->opened_at;
+        }
+    }
+    for (int i = 0; i < SIM_OPS; i++) {
+        if (process->ops[i].kept && waited < process->timeout_ns / 2) {
+            violate(process->world, 2, "%s leaves with the result of tag %" PRIu64 ", which others may need",
+                    process->name, process->ops[i].call->tag);
+        }
+    }
 }
 
 static void check_input(struct process *process, struct call *call) {

@@ -139,8 +139,8 @@ static void check_process_quiet(struct world *world, struct process *process, ui
         }
     }
     for (int i = 0; i < SIM_OPS; i++) {
-        if (process->ops[i].active) {
-            violate(world, 7, "%s: op %d is still running at the end", process->name, i);
+        if (process->ops[i].active || process->ops[i].kept) {
+            violate(world, 7, "%s: op %d still runs, or is kept, at the end", process->name, i);
         }
     }
     if (process->held != NULL) {

@@ -143,7 +143,8 @@ static void give_credit(struct link_end *link, const struct frame *frame) {
 static bool same_descriptor(const struct op_descriptor *a, const struct op_descriptor *b) {
     return a->kind == b->kind && a->datatype == b->datatype && a->reduce_op == b->reduce_op &&
            a->quant_datatype == b->quant_datatype && a->quant_algorithm == b->quant_algorithm &&
-           a->algorithm == b->algorithm && a->root_or_world == b->root_or_world && a->count == b->count;
+           a->algorithm == b->algorithm && a->early == b->early && a->root_or_world == b->root_or_world &&
+           a->count == b->count;
 }
 
 static void tell_mismatch(struct process *process, uint32_t index, const struct link_end *link,
@@ -195,7 +196,10 @@ static void tell_if_whole(struct process *process, uint32_t index) {
     }
     op->whole = true;
     struct posted_event *posted = arena_take(sizeof *posted);
-    posted->event = (struct peer_event){.kind = PEER_EVENT_OP_WHOLE, .op = index, .check = result_check(op)};
+    /* Now and then not all of it has left yet. */
+    op->sent = op->transfer.sent == op->transfer.queued && !chance(&process->world->random_user, 5);
+    posted->event = (struct peer_event){
+        .kind = PEER_EVENT_OP_WHOLE, .op = index, .check = result_check(op), .sent = op->sent};
     posted->op_generation = op->generation;
     post(process->world, 0, EVENT_PEER, process, posted, 0);
 }
@@ -385,18 +389,41 @@ void engine_reexamine(struct process *process) {
 
 /* ---- ops ---- */
 
+/* A call that nobody has made: it moves what was kept, or makes room for it. */
+static struct call *made_up_call(struct process *process, const struct peer_action *action,
+                                 const struct sim_op *op) {
+    struct call *call = arena_take(sizeof *call);
+    call->number = action->call;
+    call->process = process;
+    call->kind = CALL_OP;
+    call->tag = action->tag;
+    call->descriptor = action->descriptor;
+    if (op->kept) {
+        memcpy(call->input, op->result, action->descriptor.count * sizeof(int64_t));
+    }
+    return call;
+}
+
 void op_start(struct process *process, const struct peer_action *action) {
     struct world *world = process->world;
-    struct call *call = process_call(process, action->call);
     if (action->op >= SIM_OPS || process->ops[action->op].active) {
         violate(world, 7, "%s: op index %u is in use or beyond what is in flight", process->name,
                 (unsigned)action->op);
     }
-    check_start(process, call, action);
     struct sim_op *op = &process->ops[action->op];
+    if (op->kept ? action->call != 0 || !action->served : action->call == 0) {
+        violate(world, 2, "%s: OP_START of tag %" PRIu64 " does not fit what was kept", process->name,
+                action->tag);
+    }
+    struct call *origin = op->kept ? op->origin : process_call(process, action->call);
+    check_start(process, origin, action);
+    struct call *call = action->served ? made_up_call(process, action, op) : origin;
     *op = (struct sim_op){.active = true,
                           .unfit = action->unfit,
+                          .kept = op->kept,
+                          .served = action->served,
                           .call = call,
+                          .origin = origin,
                           .epoch = action->epoch,
                           .commits_seen = action->commits_seen,
                           .given_grant = ++process->next_grant,
@@ -425,10 +452,12 @@ void op_start(struct process *process, const struct peer_action *action) {
     tell_if_whole(process, action->op);
 }
 
+/* Running, or kept. */
 static struct sim_op *find_op(struct process *process, const struct peer_action *action) {
     struct sim_op *op = action->op < SIM_OPS ? &process->ops[action->op] : NULL;
-    if (op == NULL || !op->active || op->call->number != action->call) {
-        violate(process->world, 2, "%s: stops or finishes op %u, which is not running", process->name,
+    uint64_t number = op == NULL || op->kept || !op->active ? 0 : op->call->number;
+    if (op == NULL || (!op->active && !op->kept) || number != action->call) {
+        violate(process->world, 2, "%s: stops or ends op %u, which is not running", process->name,
                 (unsigned)action->op);
     }
     return op;
@@ -437,24 +466,66 @@ static struct sim_op *find_op(struct process *process, const struct peer_action 
 void op_stop(struct process *process, const struct peer_action *action) {
     struct sim_op *op = find_op(process, action);
     op->active = false;
-    op->call->stopped = true;
-    op->call->started = false;
-    op->call->record->stopped[op->call->record_rank] = true;
+    if (op->kept) {
+        return;
+    }
+    op->origin->stopped = true;
+    op->origin->started = false;
+    op->origin->record->stopped[op->origin->record_rank] = true;
+}
+
+static void take_result(struct process *process, struct sim_op *op) {
+    if (op->unfit || !op->whole || !transfer_whole(&op->transfer)) {
+        violate(process->world, 2, "%s: tag %" PRIu64 " ends before its result is whole", process->name,
+                op->call->tag);
+    }
+    uint64_t count;
+    const int64_t *result = complete_result(op, &count);
+    memcpy(op->origin->result, result, count * sizeof(int64_t));
+}
+
+static void expect_complete(struct process *process, struct call *call) {
+    call->finished = true;
+    process->expect_complete = true;
+    process->finishing = call;
+}
+
+void op_keep(struct process *process, const struct peer_action *action) {
+    struct sim_op *op = find_op(process, action);
+    if (op->kept || !op->active || !op->sent || !op->call->descriptor.early) {
+        violate(process->world, 2, "%s: tag %" PRIu64 " is kept and should not be", process->name,
+                op->call->tag);
+    }
+    take_result(process, op);
+    check_return(process, op->origin, op);
+    op->result = arena_take(MAX_CALL_ELEMENTS * sizeof(int64_t));
+    memcpy(op->result, op->origin->result, sizeof op->origin->result);
+    op->kept = true;
+    op->active = false;
+    expect_complete(process, op->origin);
+}
+
+void op_forget(struct process *process, const struct peer_action *action) {
+    struct sim_op *op = find_op(process, action);
+    if (!op->kept || op->active) {
+        violate(process->world, 2, "%s: forgets op %u, of which nothing is kept, or which runs",
+                process->name, (unsigned)action->op);
+    }
+    op->kept = false;
 }
 
 void op_finish(struct process *process, const struct peer_action *action) {
     struct sim_op *op = find_op(process, action);
-    struct call *call = op->call;
-    if (op->unfit || !op->whole || !transfer_whole(&op->transfer)) {
-        violate(process->world, 2, "%s: tag %" PRIu64 " is committed before its result is whole",
-                process->name, call->tag);
+    if (op->active) {
+        take_result(process, op);
+    } else {
+        memcpy(op->origin->result, op->result, sizeof op->origin->result);
     }
-    uint64_t count;
-    const int64_t *result = complete_result(op, &count);
-    memcpy(call->result, result, count * sizeof(int64_t));
-    call->finished = true;
-    check_finish(process, call, op);
+    check_finish(process, op->origin, op);
     op->active = false;
-    process->expect_complete = true;
-    process->finishing = call;
+    if (op->kept) {
+        op->kept = false;
+    } else {
+        expect_complete(process, op->origin);
+    }
 }

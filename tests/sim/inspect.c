@@ -28,8 +28,8 @@ int inspect_master_leftovers(const struct master *master, char *text, size_t byt
     for (int i = 0; i < MAX_PEERS; i++) {
         const struct group *group = &master->groups[i];
         groups += group->used && !has_peers[i];
-        chained +=
-            group->used && (group->first_op != NO_MASTER_OP || group->failed_count > 0 || group->sync.open);
+        chained += group->used && (group->first_op != NO_MASTER_OP || group->failed_count > 0 ||
+                                   group->kept_count > 0 || group->sync.open);
     }
     for (int i = 0; i < MASTER_OP_BUCKETS; i++) {
         ops += master->buckets[i] != NO_MASTER_OP;
@@ -50,19 +50,20 @@ int inspect_master_leftovers(const struct master *master, char *text, size_t byt
 
 int inspect_peer_leftovers(const struct peer *peer, char *text, size_t bytes) {
     int free_ops = 0, chained = 0;
-    for (int16_t at = peer->free_op; at != NO_OP && free_ops <= MAX_OPS; at = peer->ops[at].next) {
+    for (int16_t at = peer->free_op; at != NO_OP && free_ops <= MAX_OP_SLOTS; at = peer->ops[at].next) {
         free_ops++;
     }
     for (int i = 0; i < OP_BUCKETS; i++) {
         chained += peer->buckets[i] != NO_OP;
     }
-    if (free_ops == MAX_OPS && chained == 0 && peer->op_count == 0 && peer->first_op == NO_OP &&
-        peer->last_op == NO_OP && peer->failed_count == 0 && peer->vote_call == 0 &&
-        peer->connect_call == 0 && peer->close_call == 0 && peer->open_vote == VOTE_NONE) {
+    if (free_ops == MAX_OP_SLOTS && chained == 0 && peer->op_count == 0 && peer->first_op == NO_OP &&
+        peer->last_op == NO_OP && peer->returned_count == 0 && peer->failed_count == 0 &&
+        peer->vote_call == 0 && !peer->ballot_waits && !peer->close_waits && peer->connect_call == 0 &&
+        peer->close_call == 0 && peer->open_vote == VOTE_NONE) {
         return 0;
     }
-    snprintf(text, bytes, "%d ops in use, %d in buckets, %u counted, %u failed tags, %s", MAX_OPS - free_ops,
-             chained, (unsigned)peer->op_count, (unsigned)peer->failed_count,
+    snprintf(text, bytes, "%d ops in use, %d in buckets, %u counted, %u failed tags, %s",
+             MAX_OP_SLOTS - free_ops, chained, (unsigned)peer->op_count, (unsigned)peer->failed_count,
              peer->vote_call != 0           ? "a vote"
              : peer->connect_call != 0      ? "a connect"
              : peer->close_call != 0        ? "a close"

@@ -71,6 +71,10 @@ static size_t bytes_used(const struct message *message) {
         return offsetof(struct message, as.ready.failed_tags) +
                message->as.ready.failed_count * sizeof(uint64_t);
     case MESSAGE_COMMIT_EPOCH:
+        if (message->as.commit_epoch.failed_count == 0) {
+            return offsetof(struct message, as.commit_epoch.served_ops) +
+                   message->as.commit_epoch.served_count * sizeof(struct served_op);
+        }
         return offsetof(struct message, as.commit_epoch.failed_tags) +
                message->as.commit_epoch.failed_count * sizeof(uint64_t);
     default:

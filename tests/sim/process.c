@@ -65,7 +65,7 @@ static void expect_complete(struct process *process, const struct peer_action *a
         process->expect_complete = false;
         if (action->kind != PEER_COMPLETE || action->call != process->finishing->number ||
             action->status != pcclSuccess) {
-            violate(process->world, 2, "%s: OP_FINISH of call %" PRIu64 " is not followed by its success",
+            violate(process->world, 2, "%s: the result of call %" PRIu64 " is not followed by its success",
                     process->name, process->finishing->number);
         }
     }
@@ -137,6 +137,7 @@ static void control_send(struct process *process, const struct message *message)
         return; /* it was closed, and the peer is about to hear of it */
     }
     if (message->type == MESSAGE_GOODBYE) {
+        check_goodbye(process);
         process->control->ends[1].leaving = true;
     }
     conn_send_message(world, process->control, 0, message);
@@ -174,6 +175,12 @@ static void perform(void *context, const struct peer_action *action) {
         break;
     case PEER_OP_STOP:
         op_stop(process, action);
+        break;
+    case PEER_OP_KEEP:
+        op_keep(process, action);
+        break;
+    case PEER_OP_FORGET:
+        op_forget(process, action);
         break;
     case PEER_OP_FINISH:
         op_finish(process, action);

@@ -72,6 +72,7 @@ static void call_op(struct script *script, struct process *process) {
     call->blocking = !flag(script, "async");
     call->descriptor.kind = OP_ALL_REDUCE;
     call->descriptor.datatype = pcclInt64;
+    call->descriptor.early = flag(script, "early");
     call->descriptor.reduce_op = flag(script, "max") ? pcclMax : pcclSum;
     call->descriptor.count = argument(script, "count", 16);
     if (call->descriptor.count < 1 || call->descriptor.count > MAX_CALL_ELEMENTS) {

@@ -137,7 +137,10 @@ struct call {
 
 struct sim_op {
     bool active, unfit, whole, mismatch_told, awaits_called;
-    struct call *call;
+    bool sent;           /* as it was told: all that it sends has left */
+    bool kept, served;   /* kept: `result` outlives its call; served: it is being broadcast */
+    struct call *call;   /* whose op moves: the user's, or one made up for the broadcast */
+    struct call *origin; /* the user's */
     uint64_t epoch, commits_seen;
     uint32_t given_grant;                  /* the number that we gave to those whom we receive from */
     uint32_t sends_over, granted, offered; /* sets of edges */
@@ -278,7 +281,7 @@ struct process {
     struct link_end *edges[MAX_EDGES];
     struct user user;
     struct sim_sync sync;
-    bool expect_complete; /* OP_FINISH was given: the next action must be its PEER_COMPLETE */
+    bool expect_complete; /* OP_FINISH or OP_KEEP was given: the next action must be its PEER_COMPLETE */
     struct call *finishing;
 };
 
@@ -309,7 +312,8 @@ struct op_record {
     struct call *calls[MAX_WORLD];
     bool stopped[MAX_WORLD];
     int finished;
-    bool aborted; /* for a member that survived */
+    bool returned[MAX_WORLD];     /* early, to the caller of this rank */
+    struct epoch_record *aborted; /* the epoch of the member that aborted it and lived on; NULL: none */
 };
 
 struct outcome {
@@ -377,7 +381,7 @@ struct sim_result {
     bool failed;
     int invariant; /* 0: a CHECK of the machine, else the number in README.md */
     char text[TEXT_BYTES];
-    uint64_t events, ops_committed, ops_failed, epochs, evictions, sim_ns;
+    uint64_t events, ops_committed, ops_failed, ops_returned, ops_served, epochs, evictions, sim_ns;
     int faults;
 };
 
@@ -425,6 +429,7 @@ struct world {
     uint64_t vote_event, vote_round; /* when update_topology ended last, and in which round */
     bool fault_ever;
     uint64_t committed, failed, evictions, synchronised;
+    uint64_t returned, served; /* results given out early; those that came from who had them */
     struct sync_record *offers, *syncs;
     struct message scratch; /* what a machine is handed */
     void *script;
@@ -496,6 +501,8 @@ void link_timer(struct link_end *link);
 /* engine.c */
 void op_start(struct process *process, const struct peer_action *action);
 void op_stop(struct process *process, const struct peer_action *action);
+void op_keep(struct process *process, const struct peer_action *action);
+void op_forget(struct process *process, const struct peer_action *action);
 void op_finish(struct process *process, const struct peer_action *action);
 void engine_frame(struct link_end *link, const struct sim_frame *frame);
 void engine_reexamine(struct process *process);
@@ -536,7 +543,11 @@ uint64_t call_input_count(const struct call *call);
 uint64_t call_result_count(const struct call *call);
 /* Who has which rank matters to it: it fails when a peer leaves. */
 bool call_names_ranks(const struct call *call);
+/* The result of `op` is its call's: by the commit, or early. */
+void check_result(struct process *process, struct call *call, const struct sim_op *op);
+void check_return(struct process *process, struct call *call, const struct sim_op *op);
 void check_finish(struct process *process, struct call *call, const struct sim_op *op);
+void check_goodbye(struct process *process);
 void check_call_over(struct process *process, struct call *call);
 void check_put_out(struct world *world, const struct conn *conn, const char *how, const char *why);
 void check_waits(struct world *world); /* now and then */

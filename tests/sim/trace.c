@@ -166,12 +166,13 @@ void message_describe(struct world *world, const struct message *message, char *
         describe_propose(world, &message->as.propose, text, bytes);
         break;
     case MESSAGE_READY:
-        snprintf(text, bytes, "%s epoch=%" PRIu64 " failed_tags=%u", name, message->as.ready.epoch,
-                 (unsigned)message->as.ready.failed_count);
+        snprintf(text, bytes, "%s epoch=%" PRIu64 " failed_tags=%u%s", name, message->as.ready.epoch,
+                 (unsigned)message->as.ready.failed_count, message->as.ready.kept_count > 0 ? " keeps" : "");
         break;
     case MESSAGE_COMMIT_EPOCH:
-        snprintf(text, bytes, "%s epoch=%" PRIu64 " failed_tags=%u", name, message->as.commit_epoch.epoch,
-                 (unsigned)message->as.commit_epoch.failed_count);
+        snprintf(text, bytes, "%s epoch=%" PRIu64 " failed_tags=%u%s", name, message->as.commit_epoch.epoch,
+                 (unsigned)message->as.commit_epoch.failed_count,
+                 message->as.commit_epoch.served_count > 0 ? " serves" : "");
         break;
     case MESSAGE_UNREACHABLE:
     case MESSAGE_LINK_LOST:

@@ -33,6 +33,8 @@ static void plan_round(const struct process *process, uint64_t round, struct rou
     plan->pending_amid_ops = amid && plan->async;
     bool bounded = !world->faultless && chance(&group, 10);
     bool one_tag = !plan->async && chance(&group, 50); /* ops follow each other under it without a pause */
+    struct random_source manner = {mix(world->options.seed, round, 99 + process->group)};
+    bool early = chance(&manner, 50);
     for (int i = 0; i < plan->ops; i++) {
         struct planned_op *op = &plan->op[i];
         op->tag = one_tag ? 0 : chance(&group, 60) ? (uint64_t)i : 1000 + round * MAX_BATCH + (uint64_t)i;
@@ -51,6 +53,7 @@ static void plan_round(const struct process *process, uint64_t round, struct rou
         } else if (op->descriptor.kind == OP_BROADCAST) {
             op->descriptor.root_or_world = (uint16_t)below(&group, 8);
         }
+        op->descriptor.early = early && op->descriptor.kind == OP_ALL_REDUCE && chance(&manner, 70);
         op->bound_ns = bounded ? world->timeout_ns / 8 + below(&group, 3 * world->timeout_ns) : 0;
     }
 }

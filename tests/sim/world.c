@@ -303,6 +303,8 @@ static void collect(struct world *world) {
     struct sim_result *result = &world->result;
     result->events = world->events;
     result->ops_committed = world->committed;
+    result->ops_returned = world->returned;
+    result->ops_served = world->served;
     result->ops_failed = world->failed;
     result->evictions = world->evictions;
     result->sim_ns = world->now;
