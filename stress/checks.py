@@ -121,15 +121,20 @@ class Checks:
         self._disturbances: list[Disturbance] = []
         self._brought: dict[str, list[_Brought]] = {}
         self._doubts: list[tuple[str, dict[str, Any]]] = []  # errors without a cause so far
-        self._states, self._ops = _Table(), _Table()
+        self._states, self._ops, self._crossed = _Table(), _Table(), _Table()
         self._advanced: dict[int, float] = {}
-        self.revisions: dict[int, int] = {}
+        self.steps: dict[int, int] = {}  # by group: made so far
         self.errors: dict[str, int] = {}
 
     @property
     def parity_checks(self) -> int:
-        """Comparisons of the state, and of the members of a step's ops, between two peers."""
-        return self._states.compared + self._ops.compared
+        """Comparisons of the state, and of the members of ops, between two peers."""
+        return self._states.compared + self._ops.compared + self._crossed.compared
+
+    @property
+    def state_checks(self) -> int:
+        """Those of the state."""
+        return self._states.compared
 
     def violate(self, at: float, what: str, peers: Iterable[str] = ()) -> None:
         self.violations.append(Violated(at, what, sorted(peers)))
@@ -195,28 +200,39 @@ class Checks:
             self.violate(at, f"{name}: {message['call']} hangs: {message['seconds']:.0f} s so far", [name])
 
     def _on_agreed(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
-        self._compare(self._states, name, message, message["hash"])
+        self._compare(
+            self._states, f"state at revision {message['revision']}", name, message, message["hash"]
+        )
+        self._inside(name, peer, at)
+
+    def _on_counted(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
+        """It knows which step comes next; there is no state."""
+        self._inside(name, peer, at)
+
+    def _inside(self, name: str, peer: _Peer, at: float) -> None:
         if peer.inside_since is None:
             peer.inside_since = at
             self._end_brought(name, at)
 
     def _on_step(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
-        group, revision = message["group"], message["revision"]
+        group, step = message["group"], message["step"]
         self._advanced[group] = at
-        self.revisions[group] = revision + 1
-        self._compare(self._ops, name, message, message["members"])
+        self.steps[group] = step + 1
+        self._compare(self._ops, f"members of each op at step {step}", name, message, message["members"])
 
-    def _compare(self, table: _Table, name: str, message: dict[str, Any], value: Any) -> None:
-        """With what others told of the same group and revision."""
-        group, revision = message["group"], message["revision"]
+    def _on_crossed(self, name: str, peer: _Peer, message: dict[str, Any], at: float) -> None:
+        what = f"members of each crossing op from step {message['step']} on (0: given up)"
+        self._compare(self._crossed, what, name, message, message["members"])
+
+    def _compare(self, table: _Table, what: str, name: str, message: dict[str, Any], value: Any) -> None:
+        """With what others told of the same group."""
+        group = message["group"]
         teller = (name, self.peers[name].memberships)
-        known = table.put((group, revision), value, teller, self._holders(group))
+        known = table.put((group, what), value, teller, self._holders(group))
         if known is not None:
-            what = "state" if table is self._states else "members of each op"
             self.violate(
                 message["at"],
-                f"{what} at revision {revision} of group {group}: {value} at {name}, "
-                f"{known.value} at {', '.join(known.names)}",
+                f"{what} of group {group}: {value} at {name}, {known.value} at {', '.join(known.names)}",
                 {name, *known.names},
             )
 

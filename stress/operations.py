@@ -1,8 +1,8 @@
 """The ops of a step: which there are, and how one peer makes them and checks what came out.
 
-What is done is a function of (seed, group, revision), so that all peers of a group make the same ops. How
-to add a kind of op: a class like AllReduce, and its line in COLLECTIVES; a way to carry several out: a
-style, in steps.py.
+What is done is a function of (seed, group, number of the step), so that all peers of a group make the same
+ops. How to add a kind of op: a class like AllReduce, and its line in COLLECTIVES; a way to carry several
+out: a style, in steps.py.
 """
 
 from __future__ import annotations
@@ -18,12 +18,25 @@ import pccl
 
 from .arithmetic import Array, Shape, contribution, draw_shape, members_of, reduction
 
-__all__ = ["REDUCE", "STYLES", "AllReduce", "Batch", "Op", "ViolationError", "difference", "draw_step"]
+__all__ = [
+    "CROSSING",
+    "REDUCE",
+    "STATE",
+    "STYLES",
+    "AllReduce",
+    "Batch",
+    "Op",
+    "ViolationError",
+    "difference",
+    "draw_step",
+]
 
 REDUCE = "reduce"  # the collective that is always among the ops
 # How the ops of a batch are made: one after the other; at once, in an order that every peer chooses for
 # itself; or as a list with retries.
 STYLES = ("sync", "async", "multiple")
+# Kinds that are no ops of one step: sync_shared_state, and what crossing.py makes.
+STATE, CROSSING = "state", "crossing"
 
 
 class ViolationError(Exception):
@@ -151,13 +164,14 @@ class Batch:
     deferred: bool = False
 
 
-def draw_step(seed: int, group: int, revision: int, kinds: Sequence[str], max_bytes: int) -> list[Batch]:
-    """The ops of one step: one to three batches. `kinds`: styles, and collectives beside all-reduce."""
-    choice = random.Random(f"{seed} {group} {revision}")
+def draw_step(seed: int, group: int, number: int, kinds: Sequence[str], max_bytes: int) -> list[Batch]:
+    """The ops of one step: one to three batches. `kinds`: styles, collectives beside all-reduce, and others,
+    which are no part of a step."""
+    choice = random.Random(f"{seed} {group} {number}")
     styles = [style for style in STYLES if style in kinds]
-    others = [name for name in kinds if name not in STYLES]
+    others = [name for name in kinds if name not in (*STYLES, STATE, CROSSING)]
     batches: list[Batch] = []
-    tag = 0 if choice.random() < 0.5 else revision << 8  # the same tags over and over, or always fresh ones
+    tag = 0 if choice.random() < 0.5 else number << 8  # the same tags over and over, or always fresh ones
     for _ in range(choice.randint(1, 3)):
         style = choice.choice(styles)
         # The first one is an all-reduce: it tells over whom it was taken.
@@ -165,8 +179,7 @@ def draw_step(seed: int, group: int, revision: int, kinds: Sequence[str], max_by
         collective = REDUCE if alike else choice.choice(others)
         count = 1 if style == "sync" else choice.randint(2, 5)
         shapes = tuple(
-            draw_shape(choice, f"{seed} {group} {revision} {tag + i}", tag + i, max_bytes)
-            for i in range(count)
+            draw_shape(choice, f"{seed} {group} {number} {tag + i}", tag + i, max_bytes) for i in range(count)
         )
         tag += count
         in_place = tuple(choice.random() < 0.5 for _ in shapes)

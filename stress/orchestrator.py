@@ -196,7 +196,7 @@ class Orchestrator:
             return
         messages, ended = living.process.hear()
         for message in messages:
-            if message["kind"] not in ("beat", "agreed", "step"):
+            if message["kind"] not in ("beat", "agreed", "counted", "step", "crossed"):
                 self.write(name, message)
             self.checks.told(name, message)
             getattr(self, "_on_" + message["kind"], lambda *_: None)(living, message)
@@ -210,6 +210,9 @@ class Orchestrator:
     def _on_step(self, living: Living, message: dict[str, Any]) -> None:
         living.info = message
         self.tally.step(message)
+
+    def _on_crossed(self, living: Living, message: dict[str, Any]) -> None:
+        self.tally.crossed(message)
 
     def _on_out(self, living: Living, message: dict[str, Any]) -> None:
         living.info = {}

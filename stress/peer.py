@@ -19,27 +19,31 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 import pccl
 
+from .crossing import Crossings, draw_crossing
 from .lifeline import end_with_parent
 from .namespaces import address_of, connect_namespace
-from .operations import ViolationError, draw_step
+from .operations import CROSSING, STATE, ViolationError, draw_step
 from .schedule import WITNESSES
 from .steps import AloneError, Mischief, Step
 
 __all__ = ["Config", "give_memory_back", "serve"]
 
+T = TypeVar("T")
+
 _SECONDS_BETWEEN_BEATS = 0.5
 _SECONDS_BETWEEN_LOOKS = 0.02  # for others, while there are none
 _VIOLATED = 3  # exit status
 _M_MMAP_THRESHOLD = -3  # of mallopt(3)
+_NUMBER_TAG = 1 << 63  # no other op has it
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Peer:
         self._group = self._wanted_group = config.group
         self._alone = False
         self._in_step = False  # whether it holds what the group agreed upon, since it joined
+        self._number = 0  # of the step that comes next
+        self._newcomers = True  # whether there may be some, which do not know that number
         self._hash = ""
         words = max(config.state_bytes // 8, 64)
         # A newcomer holds other bits than anybody else.
@@ -90,7 +96,9 @@ class Peer:
         # Whoever is there from the start knows more than any newcomer.
         revision = 1 if config.life < WITNESSES else 0
         self._state = pccl.SharedState({"words": self._words, "small": self._small}, revision=revision)
+        self._ahead = False  # whether it has changed since the last sync
         self._comm = self._communicator()
+        self._crossings = self._no_crossings()
 
     def _communicator(self) -> pccl.Communicator:
         return pccl.Communicator(
@@ -101,6 +109,9 @@ class Peer:
             # The master sees the address of the proxy between them.
             advertise=address_of(self.config.life) if self.config.namespace else None,
         )
+
+    def _no_crossings(self) -> Crossings:
+        return Crossings(self._comm, self.config.slot, self._watch, self._choice, self._tell_crossed)
 
     # --- talking to the orchestrator ---------------------------------------------------------------------
 
@@ -115,6 +126,9 @@ class Peer:
     def _tell_what(self, what: str) -> None:
         """What it is about to do wrong, or to leave: from now on, not from when it was ordered."""
         self._tell("does", what=what)
+
+    def _tell_crossed(self, step: int, members: list[int], sent: int) -> None:
+        self._tell("crossed", group=self._group, step=step, members=members, bytes=sent)
 
     def _listen(self) -> None:
         """A thread: takes orders, and tells twice a second that this process is there and what it waits
@@ -198,7 +212,8 @@ class Peer:
                 self._live()
             except (pccl.EvictedError, pccl.MasterLostError) as error:
                 # Whoever was put out while others went on is a newcomer again.
-                self._lose(type(error).__name__, keeps_state=isinstance(error, pccl.MasterLostError))
+                keeps_state = isinstance(error, pccl.MasterLostError) and self._has_state
+                self._lose(type(error).__name__, keeps_state)
             except _OrderedError:
                 if not self._closed.wait(self.config.bound_s):
                     raise ViolationError(f"close() took more than {self.config.bound_s} s") from None
@@ -209,26 +224,35 @@ class Peer:
         self._tell("left")
         self._tell_what("close")
         self._comm.close()
+        self._crossings.drop()
+
+    @property
+    def _has_state(self) -> bool:
+        return STATE in self.config.kinds
 
     def _lose(self, why: str, keeps_state: bool) -> None:
+        self._crossings.drop()
         self._in_step = False
         if not keeps_state:
-            self._state.revision = 0
+            self._state.revision = self._number = 0
+            self._ahead = False
         self._tell("out", why=why, keeps_state=keeps_state)
 
     def _live(self) -> None:
         """From joining to the end of this membership."""
         self._join()
+        self._newcomers = True
         while not self._leaving:
-            self._sync()
+            self._agree()
             self._step()
             self._admit()
             if self._wanted_group != self._group:
                 self._tell_what("regroup")
                 self._comm.close()
                 self._group = self._wanted_group
-                self._comm = self._communicator()
                 self._lose("regroup", keeps_state=False)
+                self._comm = self._communicator()
+                self._crossings = self._no_crossings()
                 return
             if self._closed_by_order:
                 raise _OrderedError
@@ -248,13 +272,12 @@ class Peer:
                 time.sleep(0.1)
         self._tell("in", group=self._group, epoch=self._comm.epoch, world=self._comm.world_size)
 
-    def _again(self, name: str, call: Any) -> None:
+    def _again(self, name: str, call: Callable[[], T]) -> T:
         """Until it succeeds. TooFewPeersError is passed on."""
         for _ in range(100):
             try:
                 with self._watch(name):
-                    call()
-                return
+                    return call()
             except (pccl.PeerLostError, pccl.MismatchError):
                 continue
         raise ViolationError(f"{name} failed 100 times in a row")
@@ -273,6 +296,31 @@ class Peer:
                 self._state.revision = 0
         raise ViolationError("sync_shared_state: revisions did not go together ten times in a row")
 
+    def _agree(self) -> None:
+        """Before a step, with all peers of the group: on the state, or at least on the number of the step."""
+        if self._has_state:
+            if not self._crossings.bar_joint_calls:
+                self._crossings.settle()
+                self._sync()
+        elif self._newcomers:
+            self._find_number()
+        self._newcomers = False
+
+    def _find_number(self) -> None:
+        """Of the next step, which newcomers do not know. So it is the first op after joining."""
+        number = np.array([self._number], np.int64)
+        try:
+            self._again(
+                "all_reduce of step numbers",
+                lambda: self._comm.all_reduce(number, op="max", tag=_NUMBER_TAG),
+            )
+        except pccl.TooFewPeersError:
+            return
+        if self._in_step and number[0] != self._number:
+            raise ViolationError(f"in step at {self._number}, and yet others of the group are at {number[0]}")
+        self._in_step, self._number, self._alone = True, int(number[0]), False
+        self._tell("counted", group=self._group)
+
     def _sync(self) -> None:
         before = self._state.revision
         try:
@@ -287,25 +335,37 @@ class Peer:
                 f"{revision} (state {found})"
             )
         self._in_step, self._hash, self._alone = True, found, False
+        self._number, self._ahead = int(self._small[0]), False
         self._tell("agreed", group=self._group, revision=revision, hash=found)
 
     def _step(self) -> None:
         began = time.monotonic()
         time.sleep(self.config.step_s * self._choice.uniform(0.5, 1.5) + self._slow_s)
         self._slow_s = 0.0
-        config, revision = self.config, self._state.revision
-        step = Step(self._comm, config.slot, self._watch, self._mischief, self._choice)
-        batches = draw_step(config.seed, self._group, revision, list(config.kinds), config.max_bytes)
+        config, number = self.config, self._number
+        if CROSSING in config.kinds:
+            plan = draw_crossing(config.seed, self._group, number, config.max_bytes)
+            if plan is not None:
+                self._crossings.begin(plan)
+        self._crossings.start_some(number)
+        if self._choice.random() < 0.5:  # some before the ops of this step, some after them
+            self._crossings.finish(number)
+        unsettled = self._crossings.unsettled
+        step = Step(self._comm, config.slot, self._watch, self._mischief, self._choice, unsettled)
+        batches = draw_step(config.seed, self._group, number, config.kinds, config.max_bytes)
         try:
             members = step.run(batches)
         except AloneError:
+            self._crossings.drop()
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             return
+        self._crossings.start_some(number)
+        self._crossings.finish(number)
         self._advance(step.digest)
         self._tell(
             "step",
             group=self._group,
-            revision=revision,
+            step=number,
             epoch=self._comm.epoch,
             members=members,
             seconds=time.monotonic() - began,
@@ -321,17 +381,29 @@ class Peer:
 
     def _advance(self, digest: int) -> None:
         """The state after the step: a function of the state before it and of all results."""
+        self._number += 1
+        if not self._has_state:
+            return
         length = max(len(self._words) // 8, 1)
         start = digest % (len(self._words) - length)
         part = self._words[start : start + length]
         part *= np.uint64(0x9E3779B97F4A7C15)
         part += np.uint64(digest)
-        self._state.push_revision()
-        self._small[:] = (self._state.revision, digest >> 1, start)
+        if not self._ahead:  # revisions rise by one from sync to sync, however many steps lie between
+            self._state.push_revision()
+            self._ahead = True
+        self._small[:] = (self._number, digest >> 1, start)
         self._hash = self._digest()
 
     def _admit(self) -> None:
+        """Newcomers, after a step. Where ops cross steps only if there are any: the call wants nothing in
+        flight, and the group, or another one, may have something."""
+        if CROSSING in self.config.kinds:
+            if not self._again("are_peers_pending", self._comm.are_peers_pending):
+                return
+            self._crossings.settle()
         self._again("update_topology", self._comm.update_topology)
+        self._newcomers = True
 
 
 def _quiet_exit(status: int) -> None:

@@ -64,14 +64,17 @@ def document(run: Orchestrator, command: list[str], outcome: str) -> dict[str, A
         },
         "steps": {str(group): steps for group, steps in sorted(tally.steps.items())},
         "steps_per_s": round(made / seconds, 2) if seconds else 0.0,
-        "last_revision": {str(group): revision for group, revision in sorted(checks.revisions.items())},
+        "last_step": {str(group): step for group, step in sorted(checks.steps.items())},
         "ops_committed": tally.counts["ops"],
         "ops_retried": tally.counts["retries"],
+        "ops_crossed": tally.counts["crossed"],
+        "ops_given_up": tally.counts["given_up"],
         "calls_failed": dict(sorted(checks.errors.items())),
         "bytes_sent": tally.counts["bytes"],
         "processes": tally.counts["lives"],
         "joins": tally.counts["joins"],
         "parity_checks": checks.parity_checks,
+        "state_checks": checks.state_checks,
         "memory": _memory(run),
         "violations": [
             {"at_s": round(one.at - run.began, 2), "what": one.what, "peers": one.peers}
@@ -102,10 +105,11 @@ def text(report: dict[str, Any]) -> str:
         f"  recoveries     {everything['count']}: {times}",
         f"  steps          {steps or 'none'}; {report['steps_per_s']:.1f} a second",
         f"  ops            {report['ops_committed']} committed, {report['ops_retried']} retried",
+        f"  crossing ops   {report['ops_crossed']} committed, {report['ops_given_up']} given up",
         f"  bytes sent     {report['bytes_sent'] / 1e9:.2f} GB",
         f"  failed calls   {errors}",
         f"  processes      {report['processes']}, which joined {report['joins']} times",
-        f"  parity checks  {report['parity_checks']}",
+        f"  parity checks  {report['parity_checks']}, {report['state_checks']} of the state",
         f"  violations     {len(report['violations'])}",
     ]
     for violation in report["violations"]:

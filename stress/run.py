@@ -16,7 +16,7 @@ from typing import NoReturn
 from .arithmetic import MOST_MEMBERS
 from .collectives import COLLECTIVES
 from .namespaces import UnavailableError, enter_hub
-from .operations import REDUCE, STYLES
+from .operations import CROSSING, REDUCE, STATE, STYLES
 from .orchestrator import Load, Orchestrator
 from .processes import StressError
 from .report import document, text
@@ -73,7 +73,7 @@ def _size(text: str) -> int:
 
 
 def _kinds(text: str) -> tuple[str, ...]:
-    known = [*STYLES, *(name for name in COLLECTIVES if name != REDUCE)]
+    known = [*STYLES, CROSSING, *(name for name in COLLECTIVES if name != REDUCE), STATE]
     names = tuple(known) if text == "all" else tuple(text.split(","))
     wrong = [name for name in names if name not in known]
     if wrong:
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_kinds,
         default=_kinds("all"),
         metavar="KIND,...",
-        help="sync, async, multiple, … (default all)",
+        help="sync, async, multiple, crossing, state, … (default all)",
     )
     add("--groups", type=int, choices=(1, 2), help="peer groups (default 2 for mixed with 6 peers or more)")
     add(

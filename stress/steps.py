@@ -20,10 +20,10 @@ import pccl
 from .collectives import COLLECTIVES
 from .operations import AllReduce, Batch, Op, ViolationError
 
-__all__ = ["AloneError", "Mischief", "Step"]
+__all__ = ["AGAIN", "AloneError", "Mischief", "Started", "Step", "Watch"]
 
 # What makes an op fail at all peers, with their inputs as they were: they make it again.
-_AGAIN = (pccl.PeerLostError, pccl.MismatchError)
+AGAIN = (pccl.PeerLostError, pccl.MismatchError)
 _MOST_ATTEMPTS = 200
 
 
@@ -68,7 +68,9 @@ class Step:
         watch: Watch,
         mischief: Mischief,
         choice: random.Random,
+        unsettled: bool = False,
     ) -> None:
+        """`unsettled`: there are async ops of other steps, in flight or still to be started."""
         self._comm, self._slot, self._watch, self._mischief, self._choice = (
             comm,
             slot,
@@ -76,7 +78,7 @@ class Step:
             mischief,
             choice,
         )
-        self._in_flight = False
+        self._unsettled = unsettled
         self.retries = 0
         self.committed = 0
         self.bytes = 0
@@ -101,7 +103,7 @@ class Step:
                 elif batch.style == "multiple":
                     self._list(ops)
                 elif batch.deferred:
-                    self._in_flight = True
+                    self._unsettled = True
                     deferred.append((batch, ops, self._start(ops, range(len(ops)), batch.retry)))
                 else:
                     self._await(ops, self._start(ops, range(len(ops)), batch.retry), batch.retry)
@@ -125,7 +127,8 @@ class Step:
     # --- styles --------------------------------------------------------------------------------------
 
     def _one(self, op: Op, retry: bool) -> None:
-        if not self._in_flight and self._mischief.takes("misplaced"):  # a joint call wants no op in flight
+        # A joint call wants no op in flight, and stands for one op only that the others wait for.
+        if not self._unsettled and self._mischief.takes("misplaced"):
             # May succeed, if all others do it too.
             self._do_wrong("update_topology instead of an op", self._comm.update_topology, fails=False)
         if self._mischief.takes("mismatch"):
@@ -136,7 +139,7 @@ class Step:
                 with self._watch(op.name):
                     info = op.call(self._comm, retry)
                 return self._take(op, info)
-            except _AGAIN as error:
+            except AGAIN as error:
                 self._failed([op], error, retry)
             except pccl.TooFewPeersError:
                 op.require_intact()
@@ -147,7 +150,7 @@ class Step:
         try:
             with self._watch(name):
                 call()
-        except _AGAIN:
+        except AGAIN:
             self.retries += 1
         except pccl.TooFewPeersError:
             raise AloneError from None
@@ -167,7 +170,7 @@ class Step:
                 for op in ops:
                     self._take(op, None)
                 return
-            except _AGAIN as error:
+            except AGAIN as error:
                 # The call retries by itself when a peer is lost, but not when peers differ.
                 self._failed(ops, error, True)
             except pccl.TooFewPeersError:
@@ -196,7 +199,7 @@ class Step:
                 try:
                     with self._watch(f"result of {ops[index].name}", began):
                         taken[index] = handle.result()
-                except _AGAIN as error:
+                except AGAIN as error:
                     failed.append(index)
                     self._failed([ops[index]], error, retry)
                 except pccl.TooFewPeersError:

@@ -40,8 +40,8 @@ class Tally:
     began: float
     faults: Counter[str] = field(default_factory=Counter)
     recoveries: list[Recovery] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)  # ops, retries, bytes, lives, joins
-    steps: dict[int, int] = field(default_factory=dict)  # by group: revisions made
+    counts: Counter[str] = field(default_factory=Counter)  # ops, bytes, joins, …
+    steps: dict[int, int] = field(default_factory=dict)  # by group: how many were made
     step_times: deque[float] = field(default_factory=lambda: deque(maxlen=500_000))
     events: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=50_000))
     _seen: dict[int, int] = field(default_factory=dict)
@@ -58,11 +58,11 @@ class Tally:
 
     def step(self, message: dict[str, Any]) -> None:
         """A peer made a step."""
-        group, revision, at = message["group"], message["revision"], message["at"]
+        group, number, at = message["group"], message["step"], message["at"]
         for name in ("ops", "retries", "bytes"):
             self.counts[name] += message[name]
-        if revision > self._seen.get(group, -1) or revision < self._seen[group] - 10:
-            self._seen[group] = revision
+        if number > self._seen.get(group, -1) or number < self._seen[group] - 10:
+            self._seen[group] = number
             self.steps[group] = self.steps.get(group, 0) + 1
             self.step_times.append(at)
         for awaited in [one for one in self._awaited if one.group == group]:
@@ -73,6 +73,12 @@ class Tally:
                 self._awaited.remove(awaited)
             elif at > awaited.until + 1.0:
                 self._awaited.remove(awaited)  # it came back before anybody missed it
+
+    def crossed(self, message: dict[str, Any]) -> None:
+        """A peer has awaited ops of an earlier step."""
+        given_up = message["members"].count(0)
+        committed = len(message["members"]) - given_up
+        self.counts.update(ops=committed, crossed=committed, given_up=given_up, bytes=message["bytes"])
 
     def lonely(self, group: int) -> None:
         """It has fewer than two peers left, which make no step until others come: that says nothing."""

@@ -25,7 +25,7 @@ def _state(run: Orchestrator, now: float) -> dict[str, str]:
     return {
         "peers": f"{len(run.peers)}",
         "epoch": f"{max(epochs, default=0)}",
-        "step": "/".join(str(revision) for _, revision in sorted(run.checks.revisions.items())) or "-",
+        "step": "/".join(str(step) for _, step in sorted(run.checks.steps.items())) or "-",
         "steps/s": f"{tally.rate(now):.1f}",
         "faults": f"{tally.faults.total()}",
         "recoveries": f"{len(times)} ({recovery})",
@@ -89,7 +89,7 @@ class Live:
             peers.add_row(
                 name,
                 str(one.group),
-                str(one.info.get("revision", "-")),
+                str(one.info.get("step", "-")),
                 str(one.info["members"][-1].bit_count() if one.info.get("members") else "-"),
                 f"{sample.memory_bytes / 2**20:.0f} MiB" if sample is not None else "-",
                 str(sample.files) if sample is not None else "-",

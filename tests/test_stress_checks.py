@@ -56,7 +56,7 @@ class Run:
 def test_equal_states_and_members_are_fine() -> None:
     run = Run()
     for name in ("a", "b"):
-        run.tell(name, "step", 1.0, revision=1, members=MASKS)
+        run.tell(name, "step", 1.0, step=1, members=MASKS)
         run.agree(name, 1.1, 2, "two")
     assert run.violations == []
     assert run.checks.parity_checks == 3
@@ -72,9 +72,34 @@ def test_another_state_at_the_same_revision_is_a_violation() -> None:
 
 def test_other_members_of_the_same_step_are_a_violation() -> None:
     run = Run()
-    run.tell("a", "step", 1.0, revision=1, members=[0b11])
-    run.tell("b", "step", 1.0, revision=1, members=[0b111])
+    run.tell("a", "step", 1.0, step=1, members=[0b11])
+    run.tell("b", "step", 1.0, step=1, members=[0b111])
     assert len(run.violations) == 1
+
+
+def test_crossing_ops_end_alike_at_all_that_began_them() -> None:
+    run = Run()
+    for name in ("a", "b"):
+        run.tell(name, "crossed", 1.0, step=1, members=[0b11, 0])
+    assert run.violations == []
+    assert run.checks.parity_checks == 2
+    run.tell("a", "crossed", 2.0, step=2, members=[0b11, 0])
+    run.tell("b", "crossed", 2.0, step=2, members=[0b11, 0b11])
+    assert len(run.violations) == 1
+    assert "step 2" in run.violations[0]
+
+
+def test_without_a_state_who_has_found_its_step_counts_as_company() -> None:
+    checks = Checks(LIMITS, 0.0)
+    for name in ("a", "b"):
+        checks.born(name, 0, 0.0)
+        checks.told(name, {"kind": "in", "at": 0.0, "group": 0})
+        checks.told(name, {"kind": "counted", "at": 0.0, "group": 0})
+    error = {"call": "all_reduce", "result": "TOO_FEW_PEERS", "text": "alone", "since": 99.0}
+    checks.told("a", {"kind": "error", "at": 100.0, "group": 0, **error})
+    checks.judge(math.inf)
+    assert len(checks.violations) == 1
+    assert checks.parity_checks == 0
 
 
 def test_a_state_that_nobody_holds_any_more_may_be_made_anew() -> None:

@@ -44,10 +44,39 @@ def test_all_holds_under_churn(profile: str, tmp_path: Path) -> None:
     assert sum(report["faults"].values()) >= 8
     assert report["ops_committed"] > 100
     assert report["parity_checks"] > 100
-    assert all(revision > 1 for revision in report["last_revision"].values())
+    assert report["state_checks"] > 30
+    assert report["ops_crossed"] > 30
+    assert all(step > 1 for step in report["last_step"].values())
     assert file.with_suffix(".png").stat().st_size > 1000
     journal = [json.loads(line) for line in (tmp_path / "logs" / "journal.jsonl").read_text().splitlines()]
     assert sum(line["who"] == "schedule" for line in journal) == sum(report["faults"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", ["sync,async", "sync,crossing"])
+def test_without_state_among_the_kinds_newcomers_find_their_step(kinds: str) -> None:
+    done = stress(
+        *("--minutes", "0.2", "--peers", "5", "--seed", "5", "--profile", "joinstorm"),
+        *("--ops", kinds, "--json"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["state_checks"] == 0
+    assert report["parity_checks"] > 50
+    assert report["processes"] > 5
+    assert report["last_step"]["0"] > 10
+    assert (report["ops_crossed"] > 20) == ("crossing" in kinds)
+
+
+def test_state_may_be_the_only_kind() -> None:
+    done = stress(
+        *("--minutes", "0.05", "--peers", "4", "--seed", "5", "--profile", "none"),
+        *("--ops", "state", "--json"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["state_checks"] > 10
+    assert report["ops_crossed"] == 0
 
 
 needs_namespaces = pytest.mark.skipif(reason_not_to() is not None, reason=str(reason_not_to()))

@@ -16,6 +16,7 @@ from .build import ROOT, build, defects
 MINUTES = 2
 # What each defect takes; the rest are caught by a run of all kinds of faults.
 PROFILES = {
+    "marks_forgotten": "kill",
     "memory_leaked": "none",
     "oldest_state_elected": "joinstorm",
     "sync_one_early": "joinstorm",
