@@ -21,6 +21,12 @@ class TreeAllReduce(AllReduce):
     options: ClassVar[dict[str, Any]] = {"algorithm": "tree"}
 
 
+class EarlyAllReduce(AllReduce):
+    """Small ones return before their commit: whoever dies then, all that live on end with the same."""
+
+    options: ClassVar[dict[str, Any]] = {"early_return": True}
+
+
 def _place(comm: pccl.Communicator) -> tuple[int, int]:
     """Epoch, and rank in that epoch."""
     while True:
@@ -196,6 +202,7 @@ def _smaller(shape: Shape) -> Shape:
 COLLECTIVES: dict[str, Callable[[Shape, int, bool], Op]] = {
     REDUCE: AllReduce,
     "tree": TreeAllReduce,
+    "early": EarlyAllReduce,
     "broadcast": Broadcast,
     "all_gather": AllGather,
     "reduce_scatter": ReduceScatter,

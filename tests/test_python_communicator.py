@@ -357,6 +357,31 @@ def test_an_op_has_a_bound_if_it_is_given_one(pair) -> None:
     assert values.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_a_misplaced_joint_call_is_held_against_the_op_that_others_wait_in(master) -> None:
+    """Not against another one that they have in flight: nobody would fail that at who misplaced it."""
+
+    def train(comm: pccl.Communicator, *, misplaces: bool) -> list[str]:
+        if misplaces:
+            time.sleep(0.3)  # the others wait by then
+            with pytest.raises(pccl.MismatchError, match=r"with tag 1$"):
+                comm.update_topology()
+        background, array = numpy.ones(8), numpy.ones(8)
+        handle = comm.all_reduce_async(background, tag=100)
+        if not misplaces:
+            with pytest.raises(pccl.MismatchError, match=r"with tag 1$"):
+                comm.all_reduce(array, tag=1)
+        comm.all_reduce(array, tag=1)
+        return ["good" if handle.wait()[0] else "lost", str(array[0])]
+
+    with group_of(master, 3) as (a, b, c):
+        ends = in_threads(
+            lambda: train(a, misplaces=False),
+            lambda: train(b, misplaces=False),
+            lambda: train(c, misplaces=True),
+        )
+    assert ends == [["lost", "3.0"]] * 3
+
+
 def test_calls_that_differ_are_a_mismatch_at_both(pair) -> None:
     def reduce(peer: Communicator, array: numpy.ndarray) -> BaseException:
         with pytest.raises(pccl.MismatchError) as raised:

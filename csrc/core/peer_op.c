@@ -451,13 +451,18 @@ void peer_op_check_conflict(struct peer *peer) {
         return;
     }
     /* The voter had no op in flight when it voted and can start none now, and the messages of the master
-     * keep their order: whatever still runs here will never be joined by it. */
+     * keep their order: whatever still runs here will never be joined by it. One is enough to end the epoch.
+     * It is the one that the voter is excused from calling: that in which the user's thread waits here, if
+     * any. */
+    struct peer_op *found = NULL;
     for (int index = peer->first_op; index != NO_OP; index = peer->ops[index].next) {
         struct peer_op *op = &peer->ops[index];
-        if (peer_op_is_moving(op) && !op->accused) {
-            report_conflict(peer, op);
-            return; /* one is enough to end the epoch */
+        if (peer_op_is_moving(op) && !op->accused && (found == NULL || (op->blocking && !found->blocking))) {
+            found = op;
         }
+    }
+    if (found != NULL) {
+        report_conflict(peer, found);
     }
 }
 
