@@ -35,7 +35,8 @@ def load(*headers: str) -> tuple[cffi.FFI, Any]:
 
 
 def declarations(header: str) -> str:
-    """What cffi can parse of a header: no directives but integer macros, no comments, no attributes."""
+    """What cffi can parse of a header: no directives but integer macros, no comments, no attributes,
+    no atomics (those used are laid out like their plain types)."""
     path = ROOT / "csrc" / header
     if not path.exists():
         path = ROOT / "csrc" / "include" / header
@@ -46,7 +47,7 @@ def declarations(header: str) -> str:
     for word in ("__attribute__", "_Static_assert", "static_assert"):
         text = _without_call(text, word)
     text = _without_inline_functions(text)
-    return _WORDS.sub(" ", text)
+    return _WORDS.sub(" ", text).replace("atomic_bool", "bool")
 
 
 def _without_directives(text: str) -> str:

@@ -126,6 +126,30 @@ def test_close_that_waits_for_a_stopped_master_ends_by_ctrl_c():
         cluster.reduce(others)
 
 
+@pytest.mark.parametrize("call", ["all_reduce", "update_topology"])
+@pytest.mark.parametrize("how", ["Ctrl-C", "close"])
+def test_a_call_that_waits_for_the_commit_of_an_op_that_returned_early_ends(call, how):
+    with Cluster(seed=SEED, timeout=PATIENCE) as cluster:
+        peer, *others = peers = cluster.form(3)
+        op = {"count": 64, "tag": 1, "early_return": True}
+        cluster.master.stop()
+        expect_ok(cluster.ask_all(peers, "all_reduce", **op))
+        pending = peer.tell(call, **(op if call == "all_reduce" else {}))
+        time.sleep(0.2)
+        assert pending.answer is None
+        closing = None
+        if how == "Ctrl-C":
+            peer.process.signal(signal.SIGINT)
+            expect_error(cluster.collect([pending], within=SOON), "KeyboardInterrupt")
+        else:
+            closing = peer.tell("close", aside=True)
+            expect_error(cluster.collect([pending], within=SOON), "PCCLError")
+            assert closing.answer is None, "it did not wait for the commit"
+        cluster.master.go_on()
+        expect_ok(cluster.collect([closing] if closing else [], within=SOON))
+        is_usable_again(cluster, peer, others)
+
+
 def test_close_in_the_middle_of_a_large_op_leaves_the_input_and_the_others():
     with Cluster(seed=SEED, timeout=PATIENCE) as cluster:
         peer, *others = cluster.form(3)

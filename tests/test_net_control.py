@@ -15,7 +15,7 @@ from wire_messages import EXAMPLES, TYPES, Message, pack, with_header
 ffi, lib = load("base/limits.h", "base/id.h", "base/address.h", "wire/message.h", "net/control.h")
 
 BIG = Message(
-    "READY", {"epoch": 1, "rtt_us": 0, "kept_tags": [], "failed_tags": list(range(lib.MAX_FAILED_TAGS))}
+    "READY", {"epoch": 1, "rtt_us": 0, "kept": [], "failed": [{"tag": 7, "number": 0}] * lib.MAX_FAILED_TAGS}
 )
 
 
@@ -161,7 +161,9 @@ def test_sent_messages_wait_for_the_flush_and_go_out_together(pair: Pair) -> Non
 def test_what_the_socket_does_not_take_waits_in_order(pair: Pair) -> None:
     sent = 0
     while lib.control_unsent(pair.control) < 100_000:
-        assert pair.send(Message("READY", {"epoch": sent, "failed_tags": [sent] * lib.MAX_FAILED_TAGS}))
+        assert pair.send(
+            Message("READY", {"epoch": sent, "failed": [{"tag": sent, "number": 0}] * lib.MAX_FAILED_TAGS})
+        )
         assert lib.control_flush(pair.control)
         sent += 1
     received, data = 0, b""

@@ -69,7 +69,7 @@ class Client:
         """Alone in the run: becomes a member at once."""
         self.hello()
         epoch = self.expect("PROPOSE").fields["epoch"]
-        self.send(Message("READY", {"epoch": epoch, "failed_tags": []}))
+        self.send(Message("READY", {"epoch": epoch, "failed": []}))
         self.expect("COMMIT_EPOCH")
 
     def receive(self) -> Message | None:
@@ -164,7 +164,7 @@ def test_a_peer_is_welcomed_proposed_to_and_committed(master: Master) -> None:
         propose = client.expect("PROPOSE")
         assert [member["id"] for member in propose.fields["members"]] == [welcome.fields["peer"]]
         assert propose.fields["members"][0]["address"] == EXAMPLES["HELLO"].fields["listen"]
-        client.send(Message("READY", {"epoch": propose.fields["epoch"], "failed_tags": []}))
+        client.send(Message("READY", {"epoch": propose.fields["epoch"], "failed": []}))
         client.expect("COMMIT_EPOCH")
         status = master.status()
         assert bytes(status.run_id) == welcome.fields["run"]
@@ -185,7 +185,7 @@ def test_messages_in_pieces_and_several_at_once(master: Master) -> None:
         for byte in pack(EXAMPLES["HELLO"]):
             client.sock.sendall(bytes([byte]))
         epoch = client.expect("PROPOSE").fields["epoch"]
-        ready = Message("READY", {"epoch": epoch, "failed_tags": []})
+        ready = Message("READY", {"epoch": epoch, "failed": []})
         client.sock.sendall(pack(ready) + pack(EXAMPLES["HEARTBEAT"]) + pack(EXAMPLES["GOODBYE"]))
         client.expect("COMMIT_EPOCH")
         client.expect("FAREWELL")
@@ -199,7 +199,7 @@ def test_results_that_differ_are_committed_to_nobody(master: Master) -> None:
         one.send(Message("VOTE", {"kind": wire.lib.VOTE_UPDATE_TOPOLOGY, "peer": bytes(16)}))
         epoch = one.expect("PROPOSE").fields["epoch"]
         for client in (one, other):
-            client.send(Message("READY", {"epoch": epoch, "failed_tags": []}))
+            client.send(Message("READY", {"epoch": epoch, "failed": []}))
         for tag, checks in ((1, (5, 5)), (2, (5, 6))):
             for client, check in zip((one, other), checks, strict=True):
                 client.send(Message("OP_DONE", {"epoch": epoch, "tag": tag, "check": check}))

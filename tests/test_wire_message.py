@@ -163,7 +163,7 @@ BEYOND_LIMITS = [
     changed("PROPOSE", links=[{**LINK, "streams": lib.MAX_STREAMS + 1}]),
     changed("PROPOSE", links=[{**LINK, "opener": 2}]),
     changed("PROPOSE", members=[PEER, {**PEER, "name": LARGEST_NAME + b"n"}]),
-    changed("READY", failed_tags=[1] * (lib.MAX_FAILED_TAGS + 1)),
+    changed("READY", failed=[{"tag": 1, "number": 0}] * (lib.MAX_FAILED_TAGS + 1)),
     changed("COMMIT_EPOCH", failed_tags=[1] * (lib.MAX_FAILED_TAGS + 1)),
     changed("VOTE", kind=lib.VOTE_KIND_END),
     changed("VOTE_RESULT", kind=0),
@@ -233,7 +233,10 @@ def test_the_largest_messages_fit() -> None:
     peer = {"id": bytes(16), "address": {"family": 6, "bytes": bytes(16), "port": 1}, "name": LARGEST_NAME}
     reason = b"r" * lib.MAX_REASON_BYTES
     propose = changed("PROPOSE", members=[peer] * lib.MAX_PEERS, links=[LINK] * lib.MAX_LINKS, reason=reason)
-    for message in (propose, changed("READY", failed_tags=[2**64 - 1] * lib.MAX_FAILED_TAGS)):
+    for message in (
+        propose,
+        changed("READY", failed=[{"tag": 2**64 - 1, "number": 1}] * lib.MAX_FAILED_TAGS),
+    ):
         assert 0 < len(encode(message)) <= lib.MAX_MESSAGE_BYTES
     # What an unvouched connection carries, in both directions.
     for message in (

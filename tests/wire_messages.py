@@ -71,12 +71,23 @@ digests = ids
 votes = up_to(lib.VOTE_KIND_END - 1, 1)
 announcements = st.fixed_dictionaries({"kind": up_to(lib.VOTE_KIND_END - 1), "peer": ids})
 refusals = st.fixed_dictionaries({"status": results, "reason": reasons})
+ended_op = st.fixed_dictionaries({"tag": u64, "number": u64})
+failed = st.lists(ended_op, max_size=5) | ended_op.map(lambda op: [op] * lib.MAX_FAILED_TAGS)
 failed_tags = st.lists(u64, max_size=5) | st.just([2**64 - 1] * lib.MAX_FAILED_TAGS)
 losses = st.fixed_dictionaries({"epoch": u64, "peer": ids, "reason": reasons})
-kept_tags = st.lists(u64, max_size=5) | st.just([2**64 - 1] * lib.MAX_KEPT_OPS)
-served = st.fixed_dictionaries({"tag": u64, "rank": up_to(lib.MAX_PEERS - 1)})
+kept = st.lists(ended_op, max_size=5) | ended_op.map(lambda op: [op] * lib.MAX_KEPT_OPS)
+served = st.fixed_dictionaries({"op": ended_op, "rank": up_to(lib.MAX_PEERS - 1)})
 served_ops = st.lists(served, max_size=5) | served.map(lambda op: [op] * lib.MAX_OP_SLOTS)
-ops = st.fixed_dictionaries({"epoch": u64, "tag": u64, "check": u32, "returned": st.booleans()})
+ops = st.fixed_dictionaries(
+    {
+        "epoch": u64,
+        "tag": u64,
+        "number": u64,
+        "check": u32,
+        "returned": st.booleans(),
+        "numbered": st.booleans(),
+    }
+)
 members = st.fixed_dictionaries({"id": ids, "address": addresses, "name": names})
 
 
@@ -140,9 +151,7 @@ FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         dict.fromkeys(("peers", "groups", "largest_group"), up_to(lib.MAX_PEERS))
     ),
     "PROPOSE": proposals(),
-    "READY": st.fixed_dictionaries(
-        {"epoch": u64, "rtt_us": u32, "kept_tags": kept_tags, "failed_tags": failed_tags}
-    ),
+    "READY": st.fixed_dictionaries({"epoch": u64, "rtt_us": u32, "kept": kept, "failed": failed}),
     "UNREACHABLE": losses,
     "COMMIT_EPOCH": st.fixed_dictionaries(
         {"epoch": u64, "tree_bytes": u32, "served_ops": served_ops, "failed_tags": failed_tags}
@@ -198,6 +207,7 @@ _ID = bytes(range(16))
 _V4 = {"family": 4, "bytes": bytes([127, 0, 0, 1]), "port": 48149}
 _V6 = {"family": 6, "bytes": bytes(15) + b"\x01", "port": 48150}
 _OP = {"epoch": 7, "tag": 3}
+_ENDED = {"tag": 5, "number": 9}
 _DESCRIPTOR = {
     "kind": 1,
     "datatype": 10,
@@ -252,12 +262,12 @@ EXAMPLES = {
         "REFUSED": {"status": 17, "reason": b"too old"},
         "CENSUS": {"peers": 5, "groups": 2, "largest_group": 3},
         "PROPOSE": _PROPOSE,
-        "READY": {"epoch": 8, "rtt_us": 50, "kept_tags": [5], "failed_tags": [3, 4]},
+        "READY": {"epoch": 8, "rtt_us": 50, "kept": [_ENDED], "failed": [_ENDED, _ENDED]},
         "UNREACHABLE": {"epoch": 8, "peer": _ID, "reason": b"connection refused"},
         "COMMIT_EPOCH": {
             "epoch": 8,
             "tree_bytes": 65536,
-            "served_ops": [{"tag": 5, "rank": 1}],
+            "served_ops": [{"op": _ENDED, "rank": 1}],
             "failed_tags": [3, 4],
         },
         "LINK_LOST": {"epoch": 8, "peer": _ID, "reason": b"connection reset"},
@@ -265,8 +275,8 @@ EXAMPLES = {
         "VOTE_OPENED": {"kind": 1, "peer": _ID},
         "VOTE_WAITING": {"kind": 1, **_WAITING, "epoch": 0, "tag": 0},
         "VOTE_RESULT": {"kind": 2, "status": 0, "value": 1, "reason": b""},
-        "OP_DONE": {**_OP, "check": 0x12345678, "returned": True},
-        "OP_COMMIT": {**_OP, "check": 0, "returned": False},
+        "OP_DONE": {**_OP, "number": 9, "check": 0x12345678, "returned": True, "numbered": False},
+        "OP_COMMIT": {**_OP, "number": 9, "check": 0, "returned": False, "numbered": True},
         "OP_MISMATCH": {**_OP, "mine": _DESCRIPTOR, "theirs": {**_DESCRIPTOR, "count": 999}, "other": _ID},
         "OP_CONFLICT": {**_OP, "kind": 3, "mine": _DESCRIPTOR},
         "OP_ABORT": {**_OP, "status": 13, "reason": b"5 s have passed"},
@@ -309,6 +319,14 @@ _DESCRIPTOR_ORDER = (
 def descriptor_bytes(value: dict[str, Any]) -> bytes:
     packed = {**value, "algorithm": value["algorithm"] | (0x80 if value.get("early") else 0)}
     return struct.pack("<6BHQ", *(packed[key] for key in _DESCRIPTOR_ORDER))
+
+
+def _ended_op(op: dict[str, Any]) -> bytes:
+    return struct.pack("<QQ", op["tag"], op["number"])
+
+
+def _ended_ops(ops: list[dict[str, Any]]) -> bytes:
+    return struct.pack("<H", len(ops)) + b"".join(map(_ended_op, ops))
 
 
 def _tags(tags: list[int]) -> bytes:
@@ -369,9 +387,9 @@ def _body(name: str, f: dict[str, Any]) -> bytes:
             return _propose(f)
         case "READY":
             start = struct.pack("<QI", f["epoch"], f.get("rtt_us", 0))
-            return start + _tags(f.get("kept_tags", [])) + _tags(f["failed_tags"])
+            return start + _ended_ops(f.get("kept", [])) + _ended_ops(f["failed"])
         case "COMMIT_EPOCH":
-            served = [struct.pack("<QH", op["tag"], op["rank"]) for op in f["served_ops"]]
+            served = [_ended_op(one["op"]) + struct.pack("<H", one["rank"]) for one in f["served_ops"]]
             start = struct.pack("<QIH", f["epoch"], f["tree_bytes"], len(served)) + b"".join(served)
             return start + _tags(f["failed_tags"])
         case "UNREACHABLE" | "LINK_LOST":
@@ -389,7 +407,8 @@ def _body(name: str, f: dict[str, Any]) -> bytes:
         case "VOTE_RESULT":
             return struct.pack("<BHQ", f["kind"], f["status"], f["value"]) + _text(f["reason"])
         case "OP_DONE" | "OP_COMMIT":
-            return struct.pack("<QQIB", f["epoch"], f["tag"], f["check"], f.get("returned", False))
+            flags = f.get("returned", False), f.get("numbered", False)
+            return struct.pack("<QQQIBB", f["epoch"], f["tag"], f.get("number", 0), f["check"], *flags)
         case "OP_WAITING":
             return struct.pack("<QQI", f["epoch"], f["tag"], f["waited_ms"])
         case "OP_MISMATCH":
@@ -427,7 +446,8 @@ _COUNTS = {
     "links": "link_count",
     "members": "world",
     "places": "world",
-    "kept_tags": "kept_count",
+    "kept": "kept_count",
+    "failed": "failed_count",
     "served_ops": "served_count",
     "failed_tags": "failed_count",
     "peers": "named",

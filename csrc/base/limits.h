@@ -8,6 +8,7 @@ enum {
     MAX_OPS = 1024,    /* in flight per communicator */
     MAX_KEPT_OPS = 64, /* returned early and not committed yet, per communicator, beside those */
     MAX_OP_SLOTS = MAX_OPS + MAX_KEPT_OPS,
+    MAX_NUMBERED_TAGS = 256,        /* under which a group's ops are numbered, in one epoch */
     MAX_MASTER_OPS = 8192,          /* open at the master, all groups together */
     MAX_STREAMS = 64,               /* TCP connections of one link */
     MAX_NAME_BYTES = 63,            /* a peer's name, without the terminating zero */

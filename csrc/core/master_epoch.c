@@ -225,28 +225,32 @@ static void list_failed_tags(const struct group *group, int slot, struct message
     bool excused = slot_set_has(&group->excused, slot);
     commit->failed_count = 0;
     for (uint16_t i = 0; i < group->failed_count; i++) {
-        if (!excused || group->failed_tags[i] != group->excused_tag) {
-            commit->failed_tags[commit->failed_count++] = group->failed_tags[i];
+        if (!excused || group->failed[i].tag != group->excused_tag) {
+            commit->failed_tags[commit->failed_count++] = group->failed[i].tag;
         }
     }
 }
 
-static void add_failed_tag(struct group *group, uint64_t tag) {
+static bool is_same(const struct ended_op *a, const struct ended_op *b) {
+    return a->tag == b->tag && a->number == b->number;
+}
+
+static void add_failed(struct group *group, const struct ended_op *op) {
     for (uint16_t i = 0; i < group->failed_count; i++) {
-        if (group->failed_tags[i] == tag) {
+        if (is_same(&group->failed[i], op)) {
             return;
         }
     }
     if (group->failed_count < MAX_FAILED_TAGS) {
-        group->failed_tags[group->failed_count++] = tag;
+        group->failed[group->failed_count++] = *op;
     }
 }
 
-static void remove_failed_tag(struct group *group, uint64_t tag) {
+static void remove_failed(struct group *group, const struct ended_op *op) {
     uint16_t left = 0;
     for (uint16_t i = 0; i < group->failed_count; i++) {
-        if (group->failed_tags[i] != tag) {
-            group->failed_tags[left++] = group->failed_tags[i];
+        if (!is_same(&group->failed[i], op)) {
+            group->failed[left++] = group->failed[i];
         }
     }
     group->failed_count = left;
@@ -256,10 +260,10 @@ static void remove_failed_tag(struct group *group, uint64_t tag) {
 static void serve_kept_ops(struct group *group, struct message_commit_epoch *commit) {
     commit->served_count = group->kept_count;
     for (uint16_t i = 0; i < group->kept_count; i++) {
-        const struct kept_op *op = &group->kept_ops[i];
+        const struct kept_op *kept = &group->kept_ops[i];
         commit->served_ops[i] =
-            (struct served_op){.tag = op->tag, .rank = (uint16_t)position(group, op->holder)};
-        remove_failed_tag(group, op->tag);
+            (struct served_op){.op = kept->op, .rank = (uint16_t)position(group, kept->holder)};
+        remove_failed(group, &kept->op);
     }
     group->kept_count = 0;
 }
@@ -287,17 +291,21 @@ static void commit(struct master *master, struct group *group) {
     master_settle(master);
 }
 
-/* False if there are more than a group can have open. */
+/* False if there are more than a group can have open. Of two under one tag the later one counts: it has been
+ * called by all, and so all have the one before. */
 static bool add_kept_ops(struct group *group, int slot, const struct message_ready *ready) {
     for (uint16_t i = 0; i < ready->kept_count; i++) {
+        const struct ended_op *op = &ready->kept[i];
         uint16_t k = 0;
-        while (k < group->kept_count && group->kept_ops[k].tag != ready->kept_tags[i]) {
+        while (k < group->kept_count && group->kept_ops[k].op.tag != op->tag) {
             k++;
         }
         if (k == MAX_OP_SLOTS) {
             return false;
         }
-        group->kept_ops[k] = (struct kept_op){.tag = ready->kept_tags[i], .holder = (int16_t)slot};
+        if (k == group->kept_count || group->kept_ops[k].op.number < op->number) {
+            group->kept_ops[k] = (struct kept_op){.op = *op, .holder = (int16_t)slot};
+        }
         group->kept_count = (uint16_t)(k == group->kept_count ? k + 1 : group->kept_count);
     }
     return true;
@@ -309,7 +317,7 @@ void master_epoch_ready(struct master *master, int slot, const struct message_re
         return; /* a newer proposal has overtaken it */
     }
     for (uint16_t i = 0; i < ready->failed_count; i++) {
-        add_failed_tag(group, ready->failed_tags[i]);
+        add_failed(group, &ready->failed[i]);
     }
     if (!add_kept_ops(group, slot, ready)) {
         master_join_evict(master, slot, pcclEvicted, "it keeps the results of more ops than a peer can have");

@@ -70,6 +70,8 @@ static void close_op(struct master *master, struct master_op *op) {
         master->ops[op->next].previous = op->previous;
     }
     op->used = false;
+    master->groups[op->group].numbered_count -= op->numbered;
+    master->numbered_count -= op->numbered;
     op->next = master->free_op;
     master->free_op = index;
 }
@@ -119,6 +121,40 @@ static void refuse_difference(struct master *master, int group, const struct mas
     abort_op(master, group, tag, &ending);
 }
 
+/* All members have it. From the first op on that was returned early, the ops under its tag are numbered, so
+ * that the next one need not wait for this: the place stays. */
+static void commit(struct master *master, struct group *group, struct master_op *op) {
+    struct message message = {.type = MESSAGE_OP_COMMIT};
+    message.as.op = (struct message_op){.epoch = group->epoch, .tag = op->tag, .number = op->number};
+    if (!op->numbered && op->returned && group->numbered_count < MAX_NUMBERED_TAGS &&
+        master->numbered_count < MAX_MASTER_OPS / 2) {
+        op->numbered = true;
+        group->numbered_count++;
+        master->numbered_count++;
+        message.as.op.numbered = true;
+    }
+    if (op->numbered) {
+        slot_set_clear(&op->done);
+        slot_set_clear(&op->joined);
+        op->returned = false;
+        op->asked_ns = 0;
+        op->waited_ns = 0;
+        op->straggler_limit = false;
+    } else {
+        close_op(master, op);
+    }
+    for (int i = 0; i < group->size; i++) {
+        master_send(master, group->ring[i], &message);
+    }
+}
+
+/* To one who may wait for it, since nobody else will say that it is done. */
+static void tell_commit(struct master *master, int slot, const struct message_op *done) {
+    struct message message = {.type = MESSAGE_OP_COMMIT};
+    message.as.op = (struct message_op){.epoch = done->epoch, .tag = done->tag, .number = done->number};
+    master_send(master, slot, &message);
+}
+
 void master_op_done(struct master *master, int slot, const struct message_op *done) {
     struct group *group = current_group(master, slot, done->epoch);
     if (group == NULL) {
@@ -130,6 +166,20 @@ void master_op_done(struct master *master, int slot, const struct message_op *do
         refuse_more(master, index, done->tag);
         return;
     }
+    if (op->numbered ? done->number == 0 : done->number != 0) {
+        master_join_evict(master, slot, pcclEvicted,
+                          "it has numbered an op that has no number, or not one that has");
+        return;
+    }
+    if (done->number < op->number) { /* somebody has done a later one, so all have this */
+        tell_commit(master, slot, done);
+        return;
+    }
+    if (done->number > op->number) {
+        op->number = done->number;
+        op->returned = false;
+        slot_set_clear(&op->done);
+    }
     int first = slot_set_next(&op->done, 0);
     op->returned = op->returned || done->returned;
     if (first == NO_SLOT) {
@@ -139,15 +189,8 @@ void master_op_done(struct master *master, int slot, const struct message_op *do
         return;
     }
     slot_set_add(&op->done, slot);
-    if (slot_set_count(&op->done) < group->size) {
-        return;
-    }
-    close_op(master, op);
-    struct message message = {.type = MESSAGE_OP_COMMIT};
-    message.as.op = *done;
-    message.as.op.returned = false;
-    for (int i = 0; i < group->size; i++) {
-        master_send(master, group->ring[i], &message);
+    if (slot_set_count(&op->done) == group->size) {
+        commit(master, group, op);
     }
 }
 

@@ -55,9 +55,9 @@ enum sync_part {
     SYNC_PART_DISAGREES, /* only sends, and has another state: the call fails for it alone */
 };
 
-/* An op that a member has returned early, before the epoch ended. */
+/* The latest op under its tag that a member has returned early, before the epoch ended. */
 struct kept_op {
-    uint64_t tag;
+    struct ended_op op;
     int16_t holder; /* slot of a member that keeps its result */
 };
 
@@ -77,15 +77,16 @@ struct group {
     uint64_t last_lost_ns;
     struct id last_failed[2]; /* the pair given up last */
     uint64_t last_failed_ns, forgiven_ns;
-    uint16_t failed_count; /* tags aborted since the last committed epoch */
-    uint64_t failed_tags[MAX_FAILED_TAGS];
+    uint16_t failed_count; /* aborted since the last committed epoch */
+    struct ended_op failed[MAX_FAILED_TAGS];
     uint16_t kept_count; /* that those who are ready have named */
     struct kept_op kept_ops[MAX_OP_SLOTS];
     /* These waited in a joint call that failed together with the op `excused_tag`: they have their error,
      * and are not to fail once more when they call that op. */
     struct slot_set excused;
     uint64_t excused_tag;
-    int16_t first_op; /* list of open ops */
+    int16_t first_op;        /* list of open ops */
+    uint32_t numbered_count; /* of them: under numbered tags */
 
     struct rendezvous sync; /* of sync_shared_state */
     uint64_t sync_number;   /* of the plan under way; 0: none, still waiting for offers */
@@ -102,6 +103,8 @@ struct master_op {
     struct slot_set done, joined;
     uint32_t check;         /* of the first who was done */
     bool returned;          /* by one of them, before its commit */
+    bool numbered;          /* ops under this tag are numbered: this stays until the epoch ends */
+    uint64_t number;        /* the highest that somebody has done */
     uint64_t asked_ns;      /* when the members were asked who has joined; 0: not asked */
     uint64_t waited_ns;     /* the longest wait that a member has reported */
     bool straggler_limit;   /* that wait has reached the member's straggler timeout */
@@ -134,6 +137,7 @@ struct master {
     struct master_op ops[MAX_MASTER_OPS];
     int16_t buckets[MASTER_OP_BUCKETS];
     int16_t free_op;
+    uint32_t numbered_count; /* of all groups */
 
     struct message message; /* the one being built: too large for every stack */
 };

@@ -74,8 +74,8 @@ static void send_ready_if_so(struct peer *peer) {
     message.as.ready.epoch = peer->plan.epoch;
     message.as.ready.rtt_us = slowest_rtt_us(peer);
     message.as.ready.failed_count = peer->failed_count;
-    memcpy(message.as.ready.failed_tags, peer->failed_tags, peer->failed_count * sizeof(uint64_t));
-    message.as.ready.kept_count = peer_fate_list_kept(peer, message.as.ready.kept_tags);
+    memcpy(message.as.ready.failed, peer->failed, peer->failed_count * sizeof peer->failed[0]);
+    message.as.ready.kept_count = peer_fate_list_kept(peer, message.as.ready.kept);
     peer_send(peer, &message);
     peer->ready_sent = true;
 }

@@ -35,10 +35,24 @@ const char *peer_fate_mark_text(const struct peer *peer, uint64_t tag, uint16_t 
     return status == newest ? text : "the collective was aborted at the others before this peer called it";
 }
 
-static void note_failed(struct peer *peer, uint64_t tag) {
+static struct ended_op ended(const struct peer_op *op) {
+    return (struct ended_op){.tag = op->tag, .number = op->number};
+}
+
+static void note_failed(struct peer *peer, const struct peer_op *op) {
     if (peer->failed_count < MAX_FAILED_TAGS) {
-        peer->failed_tags[peer->failed_count++] = tag;
+        peer->failed[peer->failed_count++] = ended(op);
     }
+}
+
+static void unnote_failed(struct peer *peer, const struct peer_op *op) {
+    uint16_t left = 0;
+    for (uint16_t i = 0; i < peer->failed_count; i++) {
+        if (peer->failed[i].tag != op->tag || peer->failed[i].number != op->number) {
+            peer->failed[left++] = peer->failed[i];
+        }
+    }
+    peer->failed_count = left;
 }
 
 static void remember_verdict(struct peer *peer, const struct message_propose *propose) {
@@ -69,16 +83,16 @@ static void leave_open(struct peer *peer, int index, uint8_t fate) {
     op->served = false;
     if (fate == FATE_ABORT && !op->returned) {
         op->doomed = true;
-        note_failed(peer, op->tag); /* the master leaves it out if somebody has returned it */
+        note_failed(peer, op); /* the master leaves it out if somebody has returned it */
     }
 }
 
-uint16_t peer_fate_list_kept(const struct peer *peer, uint64_t tags[MAX_KEPT_OPS]) {
+uint16_t peer_fate_list_kept(const struct peer *peer, struct ended_op kept[MAX_KEPT_OPS]) {
     uint16_t count = 0;
     for (int index = peer->first_op; index != NO_OP; index = peer->ops[index].next) {
         if (peer->ops[index].returned) {
             CHECK(count < MAX_KEPT_OPS);
-            tags[count++] = peer->ops[index].tag;
+            kept[count++] = ended(&peer->ops[index]);
         }
     }
     return count;
@@ -106,10 +120,10 @@ void peer_fate_epoch_ended(struct peer *peer, const struct message_propose *prop
             uint16_t status;
             const char *text;
             verdict(peer, op->tag, &status, &text);
-            note_failed(peer, op->tag);
+            note_failed(peer, op);
             peer_op_fail(peer, index, status, text);
         } else if (names_ranks(&op->descriptor)) {
-            note_failed(peer, op->tag);
+            note_failed(peer, op);
             peer_op_fail(peer, index, pcclRankConnectionLost, ranks_changed);
         } else {
             peer_op_stop(peer, index);
@@ -120,7 +134,7 @@ void peer_fate_epoch_ended(struct peer *peer, const struct message_propose *prop
 
 static bool is_failed_here(const struct peer *peer, uint64_t tag) {
     for (uint16_t i = 0; i < peer->failed_count; i++) {
-        if (peer->failed_tags[i] == tag) {
+        if (peer->failed[i].tag == tag) {
             return true;
         }
     }
@@ -137,37 +151,53 @@ static void apply_failed_tags(struct peer *peer, const struct message_commit_epo
         uint16_t status;
         const char *text;
         verdict(peer, tag, &status, &text);
-        int index = peer_op_find(peer, tag);
-        if (index != NO_OP && peer->ops[index].state == OP_QUEUED) {
+        int index = peer_op_find_newest(peer, tag);
+        bool called =
+            index != NO_OP && !peer->ops[index].served; /* what is served is the op before that one */
+        if (called && peer->ops[index].state == OP_QUEUED) {
             peer_op_fail(peer, index, status, text);
-        } else if (index == NO_OP && peer->marked_count < MAX_FAILED_TAGS) {
+        } else if (!called && peer->marked_count < MAX_FAILED_TAGS) {
             /* One mark for each time: the others may have called, failed and called again. */
             peer->marks[peer->marked_count++] = (struct peer_mark){.tag = tag, .status = status};
         }
     }
 }
 
-/* False if the master wants something served that this peer has no part in, or that nobody could serve. */
+static void log_served(struct peer *peer, const struct peer_op *op) {
+    char label[PEER_LABEL_BYTES];
+    peer_log(peer, PEER_LOG_INFO,
+             "the result of the collective with tag %" PRIu64 " comes from peer %s, which has returned it",
+             op->tag, peer_label(peer, &peer->plan.members[op->root].id, label));
+}
+
+/* The master wants this op served. False if this peer has no part in it, or none could serve it. */
+static bool apply_served_op(struct peer *peer, const struct served_op *served) {
+    int index = peer_op_find(peer, served->op.tag);
+    if (index == NO_OP || served->rank >= peer->plan.world) {
+        return false;
+    }
+    if (peer->ops[index].returned && peer->ops[index].number < served->op.number) {
+        peer_op_forget(peer, index); /* who has returned a later one tells: all have this one */
+        index = peer_op_find(peer, served->op.tag);
+    }
+    struct peer_op *op = &peer->ops[index];
+    if (index == NO_OP || op->state != OP_SUSPENDED || !op->descriptor.early ||
+        op->number != served->op.number || (served->rank == peer->plan.rank && !op->returned)) {
+        return false;
+    }
+    op->served = true;
+    op->root = served->rank;
+    unnote_failed(peer, op);
+    if (!op->returned) {
+        log_served(peer, op);
+    }
+    return true;
+}
+
 static bool apply_served_ops(struct peer *peer, const struct message_commit_epoch *commit) {
     for (uint16_t i = 0; i < commit->served_count; i++) {
-        int index = peer_op_find(peer, commit->served_ops[i].tag);
-        uint16_t root = commit->served_ops[i].rank;
-        if (index == NO_OP || root >= peer->plan.world) {
+        if (!apply_served_op(peer, &commit->served_ops[i])) {
             return false;
-        }
-        struct peer_op *op = &peer->ops[index];
-        if (op->state != OP_SUSPENDED || !op->descriptor.early ||
-            (root == peer->plan.rank && !op->returned)) {
-            return false;
-        }
-        op->served = true;
-        op->root = root;
-        if (!op->returned) {
-            char label[PEER_LABEL_BYTES];
-            peer_log(peer, PEER_LOG_INFO,
-                     "the result of the collective with tag %" PRIu64
-                     " comes from peer %s, which has returned it",
-                     op->tag, peer_label(peer, &peer->plan.members[root].id, label));
         }
     }
     return true;
@@ -196,7 +226,12 @@ static bool end_doomed(struct peer *peer) {
 }
 
 void peer_fate_epoch_begun(struct peer *peer, const struct message_commit_epoch *commit, bool newcomer) {
-    if (!apply_served_ops(peer, commit) || !end_doomed(peer)) {
+    bool sound = apply_served_ops(peer, commit) && end_doomed(peer);
+    if (!sound && peer->close_waits) { /* an op that it has given up itself */
+        peer_join_say_goodbye(peer);
+        return;
+    }
+    if (!sound) {
         peer_join_control_closed(peer, "its verdict on a collective that was returned early makes no sense");
         return;
     }
@@ -204,10 +239,13 @@ void peer_fate_epoch_begun(struct peer *peer, const struct message_commit_epoch 
         apply_failed_tags(peer, commit);
     }
     peer->failed_count = 0;
+    peer_number_clear(peer);
     int next;
     for (int index = peer->first_op; index != NO_OP; index = next) {
         next = peer->ops[index].next;
-        if (!peer_op_waits_its_turn(peer, index)) {
+        if (peer_op_waits_its_turn(peer, index)) {
+            peer->ops[index].state = OP_QUEUED; /* in this epoch it is as if it had been called just now */
+        } else {
             peer_op_start(peer, index);
         }
     }

@@ -54,8 +54,9 @@ static void lose_master(struct peer *peer, const char *why) {
 void peer_join_connect(struct peer *peer, const struct peer_event *event) {
     if (peer->phase != PEER_IDLE && peer->phase != PEER_OUT) {
         peer_complete(peer, event->call, pcclInvalidUsage, 0,
-                      peer->phase == PEER_MEMBER ? "the communicator is connected already"
-                                                 : "another connect or close is under way");
+                      peer->phase == PEER_MEMBER && !peer->close_waits
+                          ? "the communicator is connected already"
+                          : "another connect or close is under way");
         return;
     }
     peer->connect_call = event->call;
@@ -134,6 +135,9 @@ static const char closed[] = "the communicator was closed while the call was wai
 
 void peer_join_close(struct peer *peer, const struct peer_event *event) {
     if (peer->phase == PEER_LEAVING || peer->close_waits) {
+        if (peer->close_waits) { /* whoever closes once more can't wait any longer */
+            peer_join_say_goodbye(peer);
+        }
         peer_complete(peer, event->call, pcclInvalidUsage, 0, "another close is under way");
         return;
     }
@@ -145,6 +149,9 @@ void peer_join_close(struct peer *peer, const struct peer_event *event) {
         /* Others may need their results: a peer that leaves with them would take the ops along. */
         peer->close_waits = true;
         peer->phase_deadline_ns = peer->now_ns + peer_timeout_ns(peer);
+        peer_op_say_done(peer);
+        peer_op_fail_called(peer, pcclInvalidUsage, closed);
+        peer_vote_fail(peer, pcclInvalidUsage, closed);
     } else {
         peer_join_say_goodbye(peer);
     }

@@ -8,6 +8,10 @@
 #include "data/datatype.h"
 #include "pccl.h"
 
+/* How long OP_DONE of a numbered op may wait for the next op, which says it better: as long as the loop may
+ * be left alone between calls. */
+static const uint64_t done_delay_ns = 5000000;
+
 static uint32_t bucket_of(uint64_t tag) {
     return (uint32_t)((tag * UINT64_C(0x9e3779b97f4a7c15)) >> 54); /* 10 bits: OP_BUCKETS */
 }
@@ -37,17 +41,28 @@ int peer_op_find(const struct peer *peer, uint64_t tag) {
     return find_from(peer, peer->buckets[bucket_of(tag)], tag);
 }
 
-/* A caller waits in an op with this tag. */
-static bool is_called(const struct peer *peer, uint64_t tag) {
+int peer_op_find_newest(const struct peer *peer, uint64_t tag) {
     int index = peer_op_find(peer, tag);
-    if (index != NO_OP && peer->ops[index].returned) {
-        index = find_from(peer, peer->ops[index].chained, tag);
-    }
-    return index != NO_OP;
+    int next = index == NO_OP ? NO_OP : find_from(peer, peer->ops[index].chained, tag);
+    return next == NO_OP ? index : next;
 }
 
+/* A caller waits in an op with this tag. */
+static bool is_called(const struct peer *peer, uint64_t tag) {
+    int index = peer_op_find_newest(peer, tag);
+    return index != NO_OP && !peer->ops[index].returned;
+}
+
+/* A small all-reduce need not wait where ops are numbered: frames say which one is meant. And when it is
+ * whole, all have called it, so that all have the result of the one before. */
 bool peer_op_waits_its_turn(const struct peer *peer, int index) {
-    return peer_op_find(peer, peer->ops[index].tag) != index;
+    const struct peer_op *op = &peer->ops[index];
+    int oldest = peer_op_find(peer, op->tag);
+    if (oldest == index) {
+        return false;
+    }
+    bool follows = peer->ops[oldest].state == OP_KEPT && op->descriptor.early;
+    return !follows || peer_number_find(peer, op->tag) == NULL;
 }
 
 static int allot(struct peer *peer, uint64_t tag) {
@@ -103,6 +118,9 @@ bool peer_op_is_moving(const struct peer_op *op) {
 /* Between epochs an op can't time out: it has to fail for all, and there is nobody to tell. It does as
  * soon as the next epoch begins, and that takes a few timeouts at most. */
 static uint64_t op_deadline(const struct peer_op *op) {
+    if (op->state == OP_KEPT) {
+        return op->done_due_ns != 0 ? op->done_due_ns : UINT64_MAX;
+    }
     uint64_t deadline = op->deadline_ns != 0 && peer_op_is_moving(op) ? op->deadline_ns : UINT64_MAX;
     if (op->state == OP_RUNNING && op->next_report_ns < deadline) {
         deadline = op->next_report_ns;
@@ -182,15 +200,18 @@ void peer_op_stop(struct peer *peer, int index) {
 void peer_op_fail(struct peer *peer, int index, uint16_t status, const char *text) {
     const struct peer_op *op = &peer->ops[index];
     peer_op_stop(peer, index);
-    bool returned = op->returned;
-    if (returned) {
-        emit(peer, PEER_OP_FORGET, index);
+    if (op->returned) {
+        peer_op_forget(peer, index);
+        return;
     }
     uint64_t call = op->call;
     release(peer, index);
-    if (!returned) {
-        peer_complete(peer, call, status, 0, text);
-    }
+    peer_complete(peer, call, status, 0, text);
+}
+
+void peer_op_forget(struct peer *peer, int index) {
+    emit(peer, PEER_OP_FORGET, index);
+    release(peer, index);
 }
 
 /* A running op is reported after `timeout`, then each time its age has doubled, and once when it is as
@@ -254,7 +275,9 @@ void peer_op_start(struct peer *peer, int index) {
     } else {
         op->world = peer->plan.world;
     }
-    op->commits_seen = peer->commits_seen;
+    struct numbered_tag *numbered = peer_number_find(peer, op->tag);
+    op->number = numbered != NULL ? numbered->next++ : 0;
+    op->commits_seen = op->number != 0 ? NUMBERED_BIT | op->number : peer->commits_seen;
     op->started_ns = peer->now_ns;
     op->told_ms = 0;
     op->next_report_ns = next_report(peer, op);
@@ -287,6 +310,27 @@ static bool refuse_call(struct peer *peer, const struct peer_event *event) {
     return true;
 }
 
+static void send_done(struct peer *peer, const struct peer_op *op, bool returns) {
+    struct message message = {.type = MESSAGE_OP_DONE};
+    message.as.op = (struct message_op){
+        .epoch = peer->epoch, .tag = op->tag, .number = op->number, .check = op->check, .returned = returns};
+    peer_send(peer, &message);
+}
+
+/* Unless it was said before, or means nothing any more. */
+static void say_done(struct peer *peer, struct peer_op *op) {
+    if (op->state == OP_KEPT && op->done_due_ns != 0) {
+        op->done_due_ns = 0;
+        send_done(peer, op, true);
+    }
+}
+
+void peer_op_say_done(struct peer *peer) {
+    for (int index = peer->first_op; index != NO_OP; index = peer->ops[index].next) {
+        say_done(peer, &peer->ops[index]);
+    }
+}
+
 void peer_op_call(struct peer *peer, const struct peer_event *event) {
     if (refuse_call(peer, event)) {
         return;
@@ -298,10 +342,15 @@ void peer_op_call(struct peer *peer, const struct peer_event *event) {
     op->deadline_ns = event->deadline_ns;
     op->descriptor = event->descriptor;
     watch(peer, op);
-    if (peer->epoch != 0 && !peer_op_waits_its_turn(peer, index)) {
-        peer_op_start(peer, index);
-        peer_op_check_conflict(peer);
+    if (peer->epoch == 0) {
+        return;
     }
+    if (peer_op_waits_its_turn(peer, index)) {
+        say_done(peer, &peer->ops[peer_op_find(peer, event->tag)]);
+        return;
+    }
+    peer_op_start(peer, index);
+    peer_op_check_conflict(peer);
 }
 
 /* Its caller goes on. From here on the op commits for all members that live on: this peer holds the result.
@@ -319,6 +368,16 @@ static void return_early(struct peer *peer, int index) {
     peer_complete(peer, call, pcclSuccess, op->world, "");
 }
 
+/* Of all results since ops under this tag are numbered, as DONE is not said of each. */
+static uint32_t check_of(struct peer *peer, const struct peer_op *op, uint32_t check) {
+    struct numbered_tag *numbered = op->number != 0 ? peer_number_find(peer, op->tag) : NULL;
+    if (numbered == NULL) {
+        return check;
+    }
+    numbered->check = (numbered->check << 5 | numbered->check >> 27) ^ check;
+    return numbered->check;
+}
+
 void peer_op_whole(struct peer *peer, const struct peer_event *event) {
     CHECK(event->op < MAX_OP_SLOTS);
     struct peer_op *op = &peer->ops[event->op];
@@ -326,14 +385,25 @@ void peer_op_whole(struct peer *peer, const struct peer_event *event) {
         return;
     }
     op->state = OP_WHOLE;
+    op->check = check_of(peer, op, event->check);
+    int before = peer_op_find(peer, op->tag);
+    if (before != (int)event->op) { /* it is committed: all have called this one, which they do after it */
+        peer_op_forget(peer, before);
+    }
     bool returns = op->descriptor.early && !op->served && !op->accused && event->sent &&
                    peer->returned_count < MAX_KEPT_OPS;
-    struct message message = {.type = MESSAGE_OP_DONE};
-    message.as.op =
-        (struct message_op){.epoch = peer->epoch, .tag = op->tag, .check = event->check, .returned = returns};
-    peer_send(peer, &message);
-    if (returns) {
-        return_early(peer, (int)event->op);
+    if (!returns) {
+        send_done(peer, op, false);
+        return;
+    }
+    bool waited_for = op->number == 0 || peer->ballot_waits || peer->close_waits;
+    if (waited_for) {
+        send_done(peer, op, true);
+    }
+    return_early(peer, (int)event->op);
+    if (!waited_for) { /* the next one will most likely say it all */
+        op->done_due_ns = peer->now_ns + done_delay_ns;
+        watch(peer, op);
     }
 }
 
@@ -366,24 +436,51 @@ void peer_op_refused(struct peer *peer, const struct peer_event *event) {
     give_up(peer, op, event->status, event->reason);
 }
 
+static bool is_complete(const struct peer_op *op) {
+    return op->state == OP_WHOLE || op->state == OP_KEPT;
+}
+
+/* The op that a commit is of; NO_OP: one that this peer knew to be committed. False if it makes no sense. */
+static bool find_committed(const struct peer *peer, const struct message_op *commit, int *index) {
+    *index = peer_op_find(peer, commit->tag);
+    if (commit->epoch == 0 || commit->epoch != peer->epoch) {
+        return false;
+    }
+    const struct numbered_tag *numbered = peer_number_find(peer, commit->tag);
+    if (numbered == NULL) {
+        return commit->number == 0 && *index != NO_OP && is_complete(&peer->ops[*index]);
+    }
+    if (commit->number == 0 || commit->number >= numbered->next || commit->numbered) {
+        return false;
+    }
+    if (*index == NO_OP || peer->ops[*index].number > commit->number) {
+        *index = NO_OP;
+        return true;
+    }
+    return peer->ops[*index].number == commit->number && is_complete(&peer->ops[*index]);
+}
+
 void peer_op_commit(struct peer *peer, const struct message_op *commit) {
-    int index = peer_op_find(peer, commit->tag);
-    if (commit->epoch != peer->epoch || index == NO_OP ||
-        (peer->ops[index].state != OP_WHOLE && peer->ops[index].state != OP_KEPT)) {
-        if (peer->phase == PEER_MEMBER) {
+    int index;
+    if (!find_committed(peer, commit, &index) || (commit->numbered && !peer_number_add(peer, commit->tag))) {
+        if (peer->phase == PEER_MEMBER &&
+            !peer->close_waits) { /* a close has given up what is not returned */
             peer_join_control_closed(peer, "it committed a collective that is not complete");
         }
         return;
     }
+    if (index == NO_OP) {
+        return;
+    }
     emit(peer, PEER_OP_FINISH, index);
-    peer->commits_seen++;
+    peer->commits_seen += commit->number == 0; /* of numbered ones, not all are told */
     struct peer_op op = peer->ops[index];
     release(peer, index);
     if (!op.returned) {
         peer_complete(peer, op.call, pcclSuccess, op.world, "");
     }
     int next = peer_op_find(peer, op.tag);
-    if (next != NO_OP) { /* it has waited behind this one */
+    if (next != NO_OP && !peer_op_is_moving(&peer->ops[next])) { /* it has waited behind this one */
         peer_op_start(peer, next);
         peer_op_check_conflict(peer);
     }
@@ -391,7 +488,7 @@ void peer_op_commit(struct peer *peer, const struct message_op *commit) {
 
 /* The master asks who has joined: the members that are silent have not. */
 void peer_op_asked(struct peer *peer, const struct message_op_waiting *question) {
-    int index = peer_op_find(peer, question->tag);
+    int index = peer_op_find_newest(peer, question->tag);
     if (question->epoch == peer->epoch && index != NO_OP && peer->ops[index].state == OP_RUNNING) {
         report_waiting(peer, &peer->ops[index]);
     }
@@ -419,7 +516,7 @@ static void check_pending_conflict(struct peer *peer, struct peer_op *op,
 }
 
 void peer_op_stragglers(struct peer *peer, const struct message_stragglers *stragglers) {
-    int index = peer_op_find(peer, stragglers->tag);
+    int index = peer_op_find_newest(peer, stragglers->tag);
     if (stragglers->epoch != peer->epoch || index == NO_OP) {
         return;
     }
@@ -446,6 +543,16 @@ void peer_op_fail_all(struct peer *peer, uint16_t status, const char *text) {
     }
 }
 
+void peer_op_fail_called(struct peer *peer, uint16_t status, const char *text) {
+    int next;
+    for (int index = peer->first_op; index != NO_OP; index = next) {
+        next = peer->ops[index].next;
+        if (!peer->ops[index].returned) {
+            peer_op_fail(peer, index, status, text);
+        }
+    }
+}
+
 void peer_op_check_conflict(struct peer *peer) {
     if (peer->open_vote == VOTE_NONE || peer->open_vote == VOTE_PEERS_PENDING) {
         return;
@@ -468,6 +575,7 @@ void peer_op_check_conflict(struct peer *peer) {
 
 static void op_tick(struct peer *peer, int index) {
     struct peer_op *op = &peer->ops[index];
+    say_done(peer, op);
     if (op->deadline_ns != 0 && peer_op_is_moving(op) && peer->now_ns >= op->deadline_ns) {
         op->deadline_ns = 0;
         if (!op->accused) {
@@ -501,16 +609,35 @@ uint64_t peer_op_deadline(const struct peer *peer) {
     return peer->op_check_ns;
 }
 
+static enum peer_match find_numbered(const struct peer *peer, uint64_t tag, uint64_t number, uint32_t *op) {
+    const struct numbered_tag *numbered = peer_number_find(peer, tag);
+    if (numbered == NULL || number >= numbered->next) {
+        return PEER_MATCH_LATER; /* the commit that starts the numbers, or its call, is yet to come */
+    }
+    int index = peer_op_find_newest(peer, tag);
+    if (index == NO_OP || peer->ops[index].number != number || !peer_op_is_moving(&peer->ops[index])) {
+        return PEER_MATCH_STALE;
+    }
+    *op = (uint32_t)index;
+    return PEER_MATCH_OP;
+}
+
 enum peer_match peer_find_op(const struct peer *peer, uint64_t epoch, uint64_t tag, uint64_t commits_seen,
                              uint32_t *op) {
     if (epoch < (peer->epoch != 0 ? peer->epoch : peer->plan.epoch)) {
         return PEER_MATCH_STALE;
     }
-    if (epoch != peer->epoch || commits_seen > peer->commits_seen) {
+    if (epoch != peer->epoch) {
+        return PEER_MATCH_LATER;
+    }
+    if ((commits_seen & NUMBERED_BIT) != 0) {
+        return find_numbered(peer, tag, commits_seen & ~NUMBERED_BIT, op);
+    }
+    if (commits_seen > peer->commits_seen) {
         return PEER_MATCH_LATER;
     }
     int index = peer_op_find(peer, tag);
-    if (index == NO_OP || !peer_op_is_moving(&peer->ops[index])) {
+    if (index == NO_OP || peer->ops[index].number != 0 || !peer_op_is_moving(&peer->ops[index])) {
         return PEER_MATCH_LATER;
     }
     *op = (uint32_t)index;

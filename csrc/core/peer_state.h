@@ -31,6 +31,9 @@ struct peer_op {
     bool returned;          /* before its commit: there is no call any more, and the result is kept */
     bool served;            /* starts, or runs, as a broadcast of the result by who has kept it */
     bool doomed;            /* OP_SUSPENDED: fails with the next epoch, unless it is served there */
+    uint64_t number;        /* under its tag in this epoch; 0: ops under it are not numbered */
+    uint64_t done_due_ns;   /* returned: when OP_DONE is to be sent at the latest; 0: it was */
+    uint32_t check;         /* that OP_DONE says */
     uint16_t root;          /* of `served` */
     uint16_t world;         /* that the result is of; 0 until it has started */
     uint64_t call, tag, commits_seen;
@@ -44,6 +47,15 @@ struct peer_op {
 };
 
 enum { OP_BUCKETS = 1024, NO_OP = -1 };
+
+/* A tag under which small ops follow each other without waiting for commits: all members number them alike.
+ */
+struct numbered_tag {
+    uint64_t tag, next; /* the number of the next op; 0: the place is free */
+    uint32_t check;     /* over all results since, of those that each peer has worked out for itself */
+};
+
+enum { NUMBERED_PLACES = 2 * MAX_NUMBERED_TAGS };
 
 struct peer_link {
     struct id key, member;
@@ -67,7 +79,9 @@ struct peer {
     char out_reason[MAX_REASON_BYTES + 1];
     struct id id, run;
     uint64_t connect_call, close_call; /* 0: none */
-    bool close_waits;           /* for the commit of ops that were returned early: the goodbye is said then */
+    /* For the commit of ops that were returned early: the goodbye is said then. All other calls have ended.
+     */
+    bool close_waits;
     uint64_t phase_deadline_ns; /* of CONNECTING, GREETING and LEAVING, and of `close_waits` */
     uint64_t last_heard_ns, next_heartbeat_ns;
     bool control_open;
@@ -84,11 +98,13 @@ struct peer {
     struct peer_op ops[MAX_OP_SLOTS];
     int16_t first_op, last_op, free_op;
     int16_t buckets[OP_BUCKETS];
-    uint32_t op_count, returned_count; /* those returned early are among both */
-    uint64_t op_check_ns;              /* no op has anything to do before */
+    uint32_t op_count, returned_count;             /* those returned early are among both */
+    uint64_t op_check_ns;                          /* no op has anything to do before */
+    struct numbered_tag numbered[NUMBERED_PLACES]; /* in this epoch; by open addressing */
+    uint32_t numbered_count;
 
-    /* Aborted since the last committed epoch; they go into READY. */
-    uint64_t failed_tags[MAX_FAILED_TAGS];
+    /* Aborted since the last committed epoch, or about to be; they go into READY. */
+    struct ended_op failed[MAX_FAILED_TAGS];
     uint16_t failed_count;
     /* Aborted elsewhere before this peer had called them: its next call fails likewise. */
     struct peer_mark marks[MAX_FAILED_TAGS];
@@ -150,15 +166,23 @@ void peer_op_commit(struct peer *peer, const struct message_op *commit);
 void peer_op_asked(struct peer *peer, const struct message_op_waiting *question);
 void peer_op_stragglers(struct peer *peer, const struct message_stragglers *stragglers);
 void peer_op_fail_all(struct peer *peer, uint16_t status, const char *text);
+/* Those that have not been returned. */
+void peer_op_fail_called(struct peer *peer, uint16_t status, const char *text);
 /* Tells the master of ops that can't end because a member waits in the open joint call. */
 void peer_op_check_conflict(struct peer *peer);
 void peer_op_tick(struct peer *peer);
 uint64_t peer_op_deadline(const struct peer *peer);
-/* The oldest with this tag, or NO_OP: behind one that was returned early the next one may wait. */
+/* The oldest with this tag, or NO_OP; behind one that was returned early there may be one more. */
 int peer_op_find(const struct peer *peer, uint64_t tag);
+/* The newest. */
+int peer_op_find_newest(const struct peer *peer, uint64_t tag);
 bool peer_op_is_moving(const struct peer_op *op);
-/* Behind one with its tag that was returned early. */
+/* For the commit of one with its tag that was returned early. */
 bool peer_op_waits_its_turn(const struct peer *peer, int index);
+/* OP_DONE for all that was returned early: something waits for their commits. */
+void peer_op_say_done(struct peer *peer);
+/* What was returned early is of no use any more. */
+void peer_op_forget(struct peer *peer, int index);
 void peer_op_start(struct peer *peer, int index);
 void peer_op_stop(struct peer *peer, int index); /* if it moves */
 /* Ends it, and its call unless that has returned. */
@@ -166,8 +190,8 @@ void peer_op_fail(struct peer *peer, int index, uint16_t status, const char *tex
 
 /* peer_fate.c */
 void peer_fate_epoch_ended(struct peer *peer, const struct message_propose *propose);
-/* The tags of what was returned early and is not committed; how many. */
-uint16_t peer_fate_list_kept(const struct peer *peer, uint64_t tags[MAX_KEPT_OPS]);
+/* What was returned early and is not known to be committed; how many. */
+uint16_t peer_fate_list_kept(const struct peer *peer, struct ended_op kept[MAX_KEPT_OPS]);
 void peer_fate_epoch_begun(struct peer *peer, const struct message_commit_epoch *commit, bool newcomer);
 /* Takes the oldest mark of `tag` away and returns what its call fails with, or pcclSuccess. */
 uint16_t peer_fate_take_mark(struct peer *peer, uint64_t tag);
@@ -176,6 +200,13 @@ const char *peer_fate_mark_text(const struct peer *peer, uint64_t tag, uint16_t 
 /* Takes the oldest `count` marks away. Whoever votes for update_topology has called all that it was going
  * to call before; what newcomers do from then on is not forgotten. */
 void peer_fate_forget_marks(struct peer *peer, uint16_t count);
+
+/* peer_number.c */
+/* NULL if ops under this tag are not numbered. */
+struct numbered_tag *peer_number_find(const struct peer *peer, uint64_t tag);
+/* False if there are too many. */
+bool peer_number_add(struct peer *peer, uint64_t tag);
+void peer_number_clear(struct peer *peer);
 
 /* peer_vote.c */
 void peer_vote_call(struct peer *peer, const struct peer_event *event);

@@ -52,7 +52,9 @@ static void vote(struct peer *peer, const struct peer_event *event, uint8_t kind
     peer->vote_call = event->call;
     peer->vote_kind = kind;
     peer->ballot_waits = peer->returned_count > 0 && kind != VOTE_PEERS_PENDING;
-    if (!peer->ballot_waits) {
+    if (peer->ballot_waits) {
+        peer_op_say_done(peer);
+    } else {
         peer_vote_cast(peer);
     }
 }
@@ -117,7 +119,7 @@ void peer_vote_result(struct peer *peer, const struct message_vote_result *resul
     if (peer->open_vote == result->kind) {
         peer->open_vote = VOTE_NONE;
     }
-    if (peer->vote_call == 0 || peer->vote_kind != result->kind) {
+    if (peer->vote_call == 0 || peer->ballot_waits || peer->vote_kind != result->kind) {
         return;
     }
     bool ends_all_before = result->kind == VOTE_UPDATE_TOPOLOGY || result->kind == VOTE_SYNC_STATE;

@@ -10,10 +10,12 @@
 
 enum { MAX_KEPT_BUFFERS = 4 };
 
+/* <cffi> */
 struct buffer {
     void *memory; /* aligned to 64 bytes at least; NULL: none */
     size_t bytes;
 };
+/* </cffi> */
 
 struct buffer_pool {
     pthread_mutex_t mutex;

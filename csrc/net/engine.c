@@ -111,16 +111,20 @@ uint8_t *engine_place(const struct op *op, uint8_t buffer, uint8_t level, struct
     }
 }
 
-/* Memory for the progress of `op`, for checksums, and for the levels of a tree. */
+/* Memory for the progress of `op`, for checksums, for the levels of a tree, and for a result that has to stay
+ * apart from the one that is kept: what arrives may be cancelled, or not be intact. */
 static bool allot_transfer(struct op *op, const struct schedule *schedule) {
     size_t transfer_size = (transfer_bytes(schedule) + 7) / 8 * 8;
     size_t chunks = (size_t)schedule->segments * schedule->chunks_per_segment;
     size_t head = transfer_size + chunks * sizeof(uint32_t) + chunks;
     head = (head + 63) / 64 * 64;
     size_t levels = schedule->tree ? schedule->scratch_levels * vector_bytes(schedule) : 0;
-    uint8_t *memory = malloc(head + levels);
+    uint8_t *memory = malloc(head + levels + (op->is_kept ? vector_bytes(schedule) : 0));
     if (memory == NULL) {
         return false;
+    }
+    if (op->is_kept) {
+        op->result = memory + head + levels;
     }
     op->memory = memory;
     op->crcs = (uint32_t *)(void *)(memory + transfer_size);

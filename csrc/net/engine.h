@@ -40,10 +40,11 @@ struct op {
     uint32_t element_bytes;
     bool eager;
     bool large;       /* one of `large_ops` */
-    uint8_t *result;  /* the user's output */
+    uint8_t *result;  /* the user's output; of what is served: `kept`, or where it is kept, in `memory` */
     uint8_t *undo;    /* chunks of the user's buffer, saved before they are overwritten; NULL: need not be */
     uint8_t *scratch; /* borrowed from `memory` or from the call */
-    /* Owned: `transfer`, then `crcs`, then `saved`, then `scratch` of a tree. NULL: it can't run. */
+    /* Owned: `transfer`, then `crcs`, then `saved`, then `scratch` of a tree, then `result` of one that
+     * is kept. NULL: it can't run. */
     void *memory;
     struct transfer transfer;
     uint32_t *crcs; /* of finished chunks, by segment and chunk: they are passed on as they came */

@@ -29,8 +29,9 @@ enum frame_flags {
 };
 
 /* How a frame finds its op at the receiver. Before a grant (GRANT, CALLED, eager DATA): by (epoch, tag),
- * where `commits_seen` tells apart successive ops under one tag; see peer_find_op() in core/peer.h. After it:
- * DATA repeats the `grant` that the receiver gave. */
+ * where `commits_seen` tells apart successive ops under one tag, by the commits before them or, with
+ * NUMBERED_BIT, by their numbers; see peer_find_op() in core/peer.h. After it: DATA repeats the `grant` that
+ * the receiver gave. */
 struct frame {
     uint8_t type;           /* enum frame_type */
     uint8_t flags;          /* enum frame_flags */

@@ -122,19 +122,24 @@ static void body_propose(struct cursor *cursor, struct message_propose *propose)
     }
 }
 
-static void tags(struct cursor *cursor, uint16_t *count, uint64_t *list, uint16_t most) {
+static void ended_op(struct cursor *cursor, struct ended_op *op) {
+    cursor_u64(cursor, &op->tag);
+    cursor_u64(cursor, &op->number);
+}
+
+static void ended_ops(struct cursor *cursor, uint16_t *count, struct ended_op *list, uint16_t most) {
     cursor_u16(cursor, count);
     cursor_require(cursor, *count <= most);
     for (uint16_t i = 0; i < *count && !cursor->failed; i++) {
-        cursor_u64(cursor, &list[i]);
+        ended_op(cursor, &list[i]);
     }
 }
 
 static void body_ready(struct cursor *cursor, struct message_ready *ready) {
     cursor_u64(cursor, &ready->epoch);
     cursor_u32(cursor, &ready->rtt_us);
-    tags(cursor, &ready->kept_count, ready->kept_tags, MAX_KEPT_OPS);
-    tags(cursor, &ready->failed_count, ready->failed_tags, MAX_FAILED_TAGS);
+    ended_ops(cursor, &ready->kept_count, ready->kept, MAX_KEPT_OPS);
+    ended_ops(cursor, &ready->failed_count, ready->failed, MAX_FAILED_TAGS);
 }
 
 static void body_commit_epoch(struct cursor *cursor, struct message_commit_epoch *commit) {
@@ -143,11 +148,15 @@ static void body_commit_epoch(struct cursor *cursor, struct message_commit_epoch
     cursor_u16(cursor, &commit->served_count);
     cursor_require(cursor, commit->served_count <= MAX_OP_SLOTS);
     for (uint16_t i = 0; i < commit->served_count && !cursor->failed; i++) {
-        cursor_u64(cursor, &commit->served_ops[i].tag);
+        ended_op(cursor, &commit->served_ops[i].op);
         cursor_u16(cursor, &commit->served_ops[i].rank);
         cursor_require(cursor, commit->served_ops[i].rank < MAX_PEERS);
     }
-    tags(cursor, &commit->failed_count, commit->failed_tags, MAX_FAILED_TAGS);
+    cursor_u16(cursor, &commit->failed_count);
+    cursor_require(cursor, commit->failed_count <= MAX_FAILED_TAGS);
+    for (uint16_t i = 0; i < commit->failed_count && !cursor->failed; i++) {
+        cursor_u64(cursor, &commit->failed_tags[i]);
+    }
 }
 
 static void body_unreachable(struct cursor *cursor, struct message_unreachable *unreachable) {
@@ -206,8 +215,10 @@ static void body_vote_result(struct cursor *cursor, struct message_vote_result *
 static void body_op(struct cursor *cursor, struct message_op *op) {
     cursor_u64(cursor, &op->epoch);
     cursor_u64(cursor, &op->tag);
+    cursor_u64(cursor, &op->number);
     cursor_u32(cursor, &op->check);
     cursor_bool(cursor, &op->returned);
+    cursor_bool(cursor, &op->numbered);
 }
 
 static void body_op_waiting(struct cursor *cursor, struct message_op_waiting *waiting) {

@@ -18,6 +18,9 @@
 enum { PROTOCOL_VERSION = 1, OLDEST_PROTOCOL_VERSION = 1 };
 enum { MESSAGE_HEADER_BYTES = 6 };
 
+/* In the `commits_seen` of frames: the rest is the number of an op under its tag. */
+#define NUMBERED_BIT (UINT64_C(1) << 63)
+
 enum message_type {
     MESSAGE_HELLO = 1,     /* peer: let me in (first message; its prefix is the same in all versions) */
     MESSAGE_WELCOME,       /* master: you are known as ..., wait for an epoch */
@@ -134,14 +137,20 @@ struct message_propose {
     struct member members[MAX_PEERS]; /* in ring order, `world` of them */
 };
 
-/* After an abort: the tags under which this peer had an op in flight. After any end of an epoch: those under
- * which it has returned the result of an op early, and keeps it for the others. */
+/* An op of an epoch that is over. */
+struct ended_op {
+    uint64_t tag;
+    uint64_t number; /* as in MESSAGE_OP_DONE */
+};
+
+/* After an abort: the ops that this peer had in flight. After any end of an epoch: those whose results it has
+ * returned early, and keeps for the others. */
 struct message_ready {
     uint64_t epoch;
     uint32_t rtt_us; /* round trip time of the slowest of its links; 0: not known */
     uint16_t kept_count, failed_count;
-    uint64_t kept_tags[MAX_KEPT_OPS];
-    uint64_t failed_tags[MAX_FAILED_TAGS];
+    struct ended_op kept[MAX_KEPT_OPS];
+    struct ended_op failed[MAX_FAILED_TAGS];
 };
 
 struct message_unreachable { /* also MESSAGE_LINK_LOST */
@@ -152,7 +161,7 @@ struct message_unreachable { /* also MESSAGE_LINK_LOST */
 
 /* An op that some have returned already: who keeps its result broadcasts it to the others. */
 struct served_op {
-    uint64_t tag;
+    struct ended_op op;
     uint16_t rank;
 };
 
@@ -226,8 +235,10 @@ struct message_vote_result {
 
 struct message_op { /* MESSAGE_OP_DONE, MESSAGE_OP_COMMIT */
     uint64_t epoch, tag;
-    uint32_t check; /* CRC32C of a result that each peer has worked out for itself; else 0 */
-    bool returned;  /* OP_DONE: to its caller, before the commit */
+    uint64_t number; /* of ops under this tag since they are numbered (in this epoch); 0: they are not */
+    uint32_t check;  /* of results that each peer has worked out for itself; else 0 */
+    bool returned;   /* OP_DONE: to its caller, before the commit */
+    bool numbered;   /* OP_COMMIT: the next op under this tag has the number 1 */
 };
 
 struct message_op_waiting {

@@ -257,7 +257,7 @@ void check_start(struct process *process, struct call *call, const struct peer_a
         !id_equal(&epoch->members[action->rank], &process->id) || action->world < 2) {
         violate(world, 2, "%s: OP_START does not fit the epoch", process->name);
     }
-    if (action->commits_seen > process->commits) {
+    if ((action->commits_seen & NUMBERED_BIT) == 0 && action->commits_seen > process->commits) {
         violate(world, 2, "%s: OP_START counts %" PRIu64 " commits, %" PRIu64 " were", process->name,
                 action->commits_seen, process->commits);
     }
@@ -276,7 +276,7 @@ void check_start(struct process *process, struct call *call, const struct peer_a
     }
     call->started = true;
     call->stopped = false;
-    struct op_record *record = op_record_of(epoch, call->tag, count_of(process, call->tag)->finishes);
+    struct op_record *record = op_record_of(epoch, call->tag, count_of(process, call->tag)->starts++);
     call->record = record;
     call->record_rank = action->rank;
     record->calls[action->rank] = call;
@@ -284,15 +284,17 @@ void check_start(struct process *process, struct call *call, const struct peer_a
 }
 
 static void check_same_instance(struct process *process, const struct op_record *record) {
-    const struct call *mine = record->calls[record->epoch->world - 1];
     for (uint16_t rank = 0; rank < record->epoch->world; rank++) {
-        const struct call *call = record->calls[rank];
-        if (call == NULL) {
+        if (record->calls[rank] == NULL) {
             violate(process->world, 2,
                     "tag %" PRIu64 " of epoch %" PRIu64 " is committed, but rank %u never started it",
                     record->tag, record->epoch->epoch, (unsigned)rank);
         }
-        bool same = mine != NULL && call->round == mine->round && call->slot == mine->slot;
+    }
+    const struct call *mine = record->calls[record->epoch->world - 1];
+    for (uint16_t rank = 0; rank < record->epoch->world; rank++) {
+        const struct call *call = record->calls[rank];
+        bool same = call->round == mine->round && call->slot == mine->slot;
         if (!same && !process->world->wrong_users && !process->world->scripted) {
             violate(process->world, 2,
                     "tag %" PRIu64 " of epoch %" PRIu64 " joins different calls: round %" PRIu64 " slot %d"
@@ -351,28 +353,49 @@ void check_result(struct process *process, struct call *call, const struct sim_o
 void check_return(struct process *process, struct call *call, const struct sim_op *op) {
     check_result(process, call, op);
     call->record->returned[call->record_rank] = true;
+    call->record->has_it[call->record_rank] = true;
     process->world->returned++;
+}
+
+/* A member lets go of the result as it knows from the next op that all have it. */
+void check_forget(struct process *process, const struct call *call) {
+    const struct op_record *record = call->record;
+    struct peer_status status;
+    peer_get_status(process->peer, &status); /* who is out forgets all */
+    process->world->implied += status.connected;
+    for (uint16_t rank = 0; status.connected && rank < record->epoch->world; rank++) {
+        if (!record->has_it[rank] && is_member(process->epoch, &record->epoch->members[rank])) {
+            violate(process->world, 2,
+                    "%s forgets the result of tag %" PRIu64 " of epoch %" PRIu64
+                    ", which rank %u has not got",
+                    process->name, record->tag, record->epoch->epoch, (unsigned)rank);
+        }
+    }
 }
 
 void check_finish(struct process *process, struct call *call, const struct sim_op *op) {
     check_result(process, call, op);
     call->record->finished++;
+    call->record->has_it[call->record_rank] = true;
     process->commits++;
-    count_of(process, call->tag)->finishes++;
     process->world->committed++;
     process->world->served += op->served && !op->kept;
 }
 
-/* Results that were returned early are waited for, but not longer than the timeout. */
+/* Results that were returned early are waited for, but not longer than the timeout, or until the second
+ * close, or an epoch in which others want to hand on an op that the close has ended here. */
 void check_goodbye(struct process *process) {
     uint64_t waited = 0;
+    int closes = 0;
     for (int i = 0; i < MAX_OPEN_CALLS; i++) {
         if (process->calls[i] != NULL && process->calls[i]->kind == CALL_CLOSE) {
-            waited = process->world->now - process->calls[i]->opened_at;
+            uint64_t since = process->world->now - process->calls[i]->opened_at;
+            waited = since > waited ? since : waited;
+            closes++;
         }
     }
     for (int i = 0; i < SIM_OPS; i++) {
-        if (process->ops[i].kept && waited < process->timeout_ns / 2) {
+        if (process->ops[i].kept && closes < 2 && !process->gave_up && waited < process->timeout_ns / 2) {
             violate(process->world, 2, "%s leaves with the result of tag %" PRIu64 ", which others may need",
                     process->name, process->ops[i].call->tag);
         }
@@ -409,7 +432,7 @@ static void check_same_outcome(struct process *process, struct call *call) {
             continue;
         }
         const struct process *teller = world->processes[outcome->process];
-        if (!is_in(teller) || !id_equal(&teller->id, &outcome->teller)) {
+        if (!is_in(teller) || !teller->connected || !id_equal(&teller->id, &outcome->teller)) {
             outcome->status = call->status; /* it did not survive: what it was told binds nobody */
             outcome->value = call->value;
             outcome->process = process->index;
@@ -462,6 +485,7 @@ void check_call_over(struct process *process, struct call *call) {
             violate(world, 3, "%s: tag %" PRIu64 " fails without OP_STOP", process->name, call->tag);
         }
         check_input(process, call);
+        process->gave_up |= call->descriptor.early && call->stopped && call->status == pcclInvalidUsage;
         if (call->stopped && !is_out_of_it(call->status)) {
             note_abort(process, call);
         }

@@ -512,6 +512,7 @@ void op_forget(struct process *process, const struct peer_action *action) {
                 process->name, (unsigned)action->op);
     }
     op->kept = false;
+    check_forget(process, op->origin);
 }
 
 void op_finish(struct process *process, const struct peer_action *action) {

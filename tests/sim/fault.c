@@ -29,18 +29,22 @@ void suspect_edge(struct world *world, int a, int b, uint64_t until) {
 
 /* ---- drawing ---- */
 
-static const enum fault_kind harmless_kinds[] = {FAULT_STALL, FAULT_SLOW_USER, FAULT_CLOSE};
+static const enum fault_kind harmless_kinds[] = {FAULT_STALL, FAULT_SLOW_USER, FAULT_CLOSE,
+                                                 FAULT_CLOSE_EARLY};
 static const enum fault_kind all_kinds[] = {
-    FAULT_CRASH,  FAULT_CRASH,         FAULT_CRASH,      FAULT_POWEROFF,     FAULT_FREEZE,
-    FAULT_FREEZE, FAULT_RESET_CONTROL, FAULT_RESET_LINK, FAULT_RESET_LINK,   FAULT_BLOCK,
-    FAULT_BLOCK,  FAULT_CUT,           FAULT_ISOLATE,    FAULT_STALL,        FAULT_STALL,
-    FAULT_CLOSE,  FAULT_CLOSE,         FAULT_SLOW_USER,  FAULT_MASTER_CRASH, FAULT_MASTER_FREEZE,
+    FAULT_CRASH,       FAULT_CRASH,         FAULT_CRASH,      FAULT_POWEROFF,     FAULT_FREEZE,
+    FAULT_FREEZE,      FAULT_RESET_CONTROL, FAULT_RESET_LINK, FAULT_RESET_LINK,   FAULT_BLOCK,
+    FAULT_BLOCK,       FAULT_CUT,           FAULT_ISOLATE,    FAULT_STALL,        FAULT_STALL,
+    FAULT_CLOSE,       FAULT_CLOSE,         FAULT_SLOW_USER,  FAULT_MASTER_CRASH, FAULT_MASTER_FREEZE,
+    FAULT_CLOSE_EARLY,
 };
 static const uint16_t trigger_messages[] = {
     MESSAGE_WELCOME, MESSAGE_PROPOSE,   MESSAGE_READY,       MESSAGE_COMMIT_EPOCH, MESSAGE_VOTE,
     MESSAGE_OP_DONE, MESSAGE_OP_COMMIT, MESSAGE_VOTE_RESULT, MESSAGE_LINK_LOST,    MESSAGE_UNREACHABLE,
     MESSAGE_GOODBYE, MESSAGE_FAREWELL,  MESSAGE_EVICTED,     MESSAGE_VOTE_OPENED,
 };
+static const uint16_t early_messages[] = {READY_THAT_KEEPS, READY_THAT_KEEPS, COMMIT_EPOCH_THAT_SERVES,
+                                          OP_DONE_THAT_RETURNED, OP_DONE_THAT_RETURNED};
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
@@ -69,6 +73,11 @@ static struct fault *add(struct world *world, enum fault_kind kind) {
         fault->trigger = TRIGGER_MESSAGE;
         fault->message = trigger_messages[below(random, COUNT(trigger_messages))];
         fault->at = 1 + below(random, 4 * (uint64_t)world->hosts);
+        if (kind != FAULT_NEWCOMER && chance(random, 50)) {
+            fault->message = early_messages[below(random, COUNT(early_messages))];
+            fault->at = 1 + below(random, fault->message == OP_DONE_THAT_RETURNED ? 200 : 8);
+            fault->at_sender = chance(random, 50);
+        }
     } else {
         fault->trigger = TRIGGER_TIME;
         fault->at = below(random, 3 * world->timeout_ns);
@@ -245,6 +254,8 @@ static void trouble_user(struct world *world, const struct fault *fault) {
         if (!process->frozen) {
             user_close(process, fault->restart_after != 0);
         }
+    } else if (fault->kind == FAULT_CLOSE_EARLY) {
+        process->user.leaves_early = true;
     } else if (fault->kind == FAULT_SLOW_USER) {
         process->user.slow_ns = fault->duration;
     } else {
@@ -265,6 +276,7 @@ void fault_fire(struct world *world, struct fault *fault) {
         start_newcomer(world, fault);
         return;
     case FAULT_CLOSE:
+    case FAULT_CLOSE_EARLY:
     case FAULT_SLOW_USER:
     case FAULT_WRONG_USER:
         trouble_user(world, fault);
@@ -325,15 +337,29 @@ void faults_at_event(struct world *world) {
     }
 }
 
-/* Called while a machine acts: what it leads to happens right after. */
-void faults_on_message(struct world *world, uint16_t type) {
+static void count_message(struct world *world, int sender, uint16_t type) {
     uint64_t seen = ++world->message_seen[type];
     for (int i = 0; i < world->fault_count && world->phase == PHASE_ACTIVE; i++) {
         struct fault *fault = &world->faults[i];
         if (!fault->fired && fault->trigger == TRIGGER_MESSAGE && fault->message == type &&
             seen == fault->at) {
+            if (fault->at_sender && sender != 0 && sender != fault->b) {
+                fault->a = sender;
+            }
             post(world, 0, EVENT_FAULT, NULL, fault, 0);
         }
+    }
+}
+
+/* Called while a machine acts: what it leads to happens right after. */
+void faults_on_message(struct world *world, int sender, const struct message *message) {
+    count_message(world, sender, (uint16_t)message->type);
+    if (message->type == MESSAGE_READY && message->as.ready.kept_count > 0) {
+        count_message(world, sender, READY_THAT_KEEPS);
+    } else if (message->type == MESSAGE_COMMIT_EPOCH && message->as.commit_epoch.served_count > 0) {
+        count_message(world, sender, COMMIT_EPOCH_THAT_SERVES);
+    } else if (message->type == MESSAGE_OP_DONE && message->as.op.returned) {
+        count_message(world, sender, OP_DONE_THAT_RETURNED);
     }
 }
 

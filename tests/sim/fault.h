@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "wire/message.h"
+
 enum { MAX_FAULTS = 64 };
 
 struct world;
@@ -23,6 +25,7 @@ enum fault_kind {
     FAULT_MASTER_CRASH,
     FAULT_MASTER_FREEZE,
     FAULT_CLOSE,
+    FAULT_CLOSE_EARLY, /* right after the next op that returns early */
     FAULT_SLOW_USER,
     FAULT_WRONG_USER,
     FAULT_KIND_END
@@ -30,11 +33,20 @@ enum fault_kind {
 
 enum trigger { TRIGGER_EVENT, TRIGGER_TIME, TRIGGER_MESSAGE };
 
+/* Beside the types of messages: those that say something of ops that were returned early. */
+enum {
+    READY_THAT_KEEPS = MESSAGE_TYPE_END,
+    COMMIT_EPOCH_THAT_SERVES,
+    OP_DONE_THAT_RETURNED,
+    FAULT_MESSAGE_END
+};
+
 struct fault {
     enum fault_kind kind;
     enum trigger trigger;
     uint64_t at;      /* event number, time, or which occurrence of `message` */
     uint16_t message; /* TRIGGER_MESSAGE: sent by anybody */
+    bool at_sender;   /* TRIGGER_MESSAGE: strikes whoever has sent it, unless that is the master */
     int a, b;         /* hosts */
     uint64_t duration;
     uint64_t restart_after; /* 0: never */
@@ -44,7 +56,7 @@ struct fault {
 
 void faults_plan(struct world *world);
 void faults_at_event(struct world *world);
-void faults_on_message(struct world *world, uint16_t type);
+void faults_on_message(struct world *world, int sender, const struct message *message);
 void fault_fire(struct world *world, struct fault *fault);
 void fault_end(struct world *world, struct fault *fault);
 void faults_stop(struct world *world);

@@ -14,8 +14,18 @@ static int master_free_ops(const struct master *master) {
     return count;
 }
 
+/* Ops of the group that are more than the number of a tag. */
+static int open_ops(const struct master *master, const struct group *group) {
+    int count = 0;
+    for (int16_t at = group->first_op; at != NO_MASTER_OP; at = master->ops[at].next) {
+        count += !master->ops[at].numbered || slot_set_count(&master->ops[at].done) > 0;
+    }
+    return count;
+}
+
 int inspect_master_leftovers(const struct master *master, char *text, size_t bytes) {
-    int ops = MAX_MASTER_OPS - master_free_ops(master), groups = 0, chained = 0, early = 0, lost = 0;
+    int ops = MAX_MASTER_OPS - master_free_ops(master) - (int)master->numbered_count, groups = 0, chained = 0,
+        early = 0, lost = 0;
     bool has_peers[MAX_PEERS] = {false};
     for (int slot = 0; slot < MAX_PEERS; slot++) {
         if (master->slots[slot].state != SLOT_FREE) {
@@ -28,11 +38,11 @@ int inspect_master_leftovers(const struct master *master, char *text, size_t byt
     for (int i = 0; i < MAX_PEERS; i++) {
         const struct group *group = &master->groups[i];
         groups += group->used && !has_peers[i];
-        chained += group->used && (group->first_op != NO_MASTER_OP || group->failed_count > 0 ||
+        chained += group->used && (open_ops(master, group) > 0 || group->failed_count > 0 ||
                                    group->kept_count > 0 || group->sync.open);
     }
     for (int i = 0; i < MASTER_OP_BUCKETS; i++) {
-        ops += master->buckets[i] != NO_MASTER_OP;
+        ops += master->numbered_count == 0 && master->buckets[i] != NO_MASTER_OP;
     }
     if (ops == 0 && groups == 0 && chained == 0 && early == 0 && lost == 0 && !master->vote.open &&
         !master->admitting) {

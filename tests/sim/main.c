@@ -111,7 +111,7 @@ static void report_failure(const struct sim_options *options, const struct sim_r
 
 struct totals {
     uint64_t seeds, failures, events, fewest_events, committed, failed, epochs, evictions;
-    uint64_t returned, served;
+    uint64_t returned, served, implied;
     uint64_t by_invariant[8];
 };
 
@@ -124,6 +124,7 @@ static void count(struct totals *totals, const struct sim_result *result) {
     totals->failed += result->ops_failed;
     totals->returned += result->ops_returned;
     totals->served += result->ops_served;
+    totals->implied += result->ops_implied;
     totals->epochs += result->epochs;
     totals->evictions += result->evictions;
 }
@@ -244,9 +245,9 @@ int main(int argc, char **argv) {
     clock_gettime(CLOCK_MONOTONIC, &after);
     double seconds = (double)(after.tv_sec - before.tv_sec) + (double)(after.tv_nsec - before.tv_nsec) / 1e9;
     printf("%" PRIu64 " seeds, %" PRIu64 " failed, %" PRIu64 " events (%" PRIu64 " at least), %" PRIu64
-           " ops ended well at a peer (%" PRIu64 " of them early, %" PRIu64 " served by others), %" PRIu64
-           " failed, %" PRIu64 " epochs, %" PRIu64 " put out, %.1f s\n",
+           " ops ended well at a peer (%" PRIu64 " early, %" PRIu64 " served by others, %" PRIu64
+           " committed by the next), %" PRIu64 " failed, %" PRIu64 " epochs, %" PRIu64 " put out, %.1f s\n",
            totals.seeds, failures, totals.events, totals.fewest_events, totals.committed, totals.returned,
-           totals.served, totals.failed, totals.epochs, totals.evictions, seconds);
+           totals.served, totals.implied, totals.failed, totals.epochs, totals.evictions, seconds);
     return failures == 0 ? 0 : 1;
 }

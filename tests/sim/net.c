@@ -68,8 +68,8 @@ static size_t bytes_used(const struct message *message) {
         return offsetof(struct message, as.propose.members) +
                message->as.propose.world * sizeof(struct member);
     case MESSAGE_READY:
-        return offsetof(struct message, as.ready.failed_tags) +
-               message->as.ready.failed_count * sizeof(uint64_t);
+        return offsetof(struct message, as.ready.failed) +
+               message->as.ready.failed_count * sizeof(struct ended_op);
     case MESSAGE_COMMIT_EPOCH:
         if (message->as.commit_epoch.failed_count == 0) {
             return offsetof(struct message, as.commit_epoch.served_ops) +
@@ -101,7 +101,7 @@ void conn_send_message(struct world *world, struct conn *conn, int end, const st
         memcpy(copy, message, size);
         conn_send(world, conn, end, ITEM_MESSAGE, copy, size, NULL);
     }
-    faults_on_message(world, (uint16_t)message->type);
+    faults_on_message(world, conn->ends[end].process->host, message);
 }
 
 /* The end stops listening at once; what it has sent still arrives, then the other sees the end. */

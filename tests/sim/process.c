@@ -108,6 +108,7 @@ static void complete(struct process *process, const struct peer_action *action) 
     }
     if (call->kind == CALL_CONNECT && call->status == pcclSuccess) {
         process->connected = true;
+        process->gave_up = false;
     }
     process->world->last_progress = process->world->now;
     if (call->kind == CALL_VOTE && call->vote == VOTE_SYNC_STATE) {

@@ -193,9 +193,10 @@ struct user {
     int mismatches; /* in this stage of this round */
     int open_blocking, open_async;
     bool awake_scheduled, batch_ready, asked_amid_ops, closing;
-    bool reconnects;  /* after a close in the middle */
-    uint8_t wrong;    /* enum wrong: the next chance to do so is taken */
-    uint64_t slow_ns; /* added to the next thought */
+    bool reconnects;               /* after a close in the middle */
+    uint8_t wrong;                 /* enum wrong: the next chance to do so is taken */
+    uint64_t slow_ns;              /* added to the next thought */
+    bool leaves_early, leaves_now; /* as soon as an op has returned early: after the next one, or this one */
     uint64_t rounds_done;
     uint8_t last_pending;
 };
@@ -241,7 +242,7 @@ struct sync_record {
 
 struct tag_count {
     struct tag_count *next;
-    uint64_t tag, finishes;
+    uint64_t tag, starts;
 };
 
 struct process {
@@ -266,6 +267,7 @@ struct process {
     struct conn *control;
     uint64_t connect_generation;
     bool connected;
+    bool gave_up;                 /* a close has ended an op that others may have returned early */
     uint64_t out_call, out_since; /* has waited in this call, unheard by any master, since then */
     struct link_end *links;
     struct sim_op ops[SIM_OPS];
@@ -313,6 +315,7 @@ struct op_record {
     bool stopped[MAX_WORLD];
     int finished;
     bool returned[MAX_WORLD];     /* early, to the caller of this rank */
+    bool has_it[MAX_WORLD];       /* returned or committed */
     struct epoch_record *aborted; /* the epoch of the member that aborted it and lived on; NULL: none */
 };
 
@@ -381,7 +384,8 @@ struct sim_result {
     bool failed;
     int invariant; /* 0: a CHECK of the machine, else the number in README.md */
     char text[TEXT_BYTES];
-    uint64_t events, ops_committed, ops_failed, ops_returned, ops_served, epochs, evictions, sim_ns;
+    uint64_t events, ops_committed, ops_failed, ops_returned, ops_served, ops_implied, epochs, evictions,
+        sim_ns;
     int faults;
 };
 
@@ -422,14 +426,15 @@ struct world {
     struct outcome *outcomes[256];
     struct fault faults[MAX_FAULTS];
     int fault_count;
-    uint64_t message_seen[MESSAGE_TYPE_END];
+    uint64_t message_seen[FAULT_MESSAGE_END];
     enum phase phase;
     uint64_t phase_deadline, end_round, last_progress;
     uint64_t calm_round;             /* from here on users skip no update_topology, so that all get in */
     uint64_t vote_event, vote_round; /* when update_topology ended last, and in which round */
     bool fault_ever;
     uint64_t committed, failed, evictions, synchronised;
-    uint64_t returned, served; /* results given out early; those that came from who had them */
+    /* Results given out early; those that came from who had them; those that the next op has committed. */
+    uint64_t returned, served, implied;
     struct sync_record *offers, *syncs;
     struct message scratch; /* what a machine is handed */
     void *script;
@@ -546,6 +551,7 @@ bool call_names_ranks(const struct call *call);
 /* The result of `op` is its call's: by the commit, or early. */
 void check_result(struct process *process, struct call *call, const struct sim_op *op);
 void check_return(struct process *process, struct call *call, const struct sim_op *op);
+void check_forget(struct process *process, const struct call *call);
 void check_finish(struct process *process, struct call *call, const struct sim_op *op);
 void check_goodbye(struct process *process);
 void check_call_over(struct process *process, struct call *call);

@@ -72,10 +72,14 @@ const char *vote_name(uint8_t vote) {
 }
 
 const char *fault_name(enum fault_kind kind) {
-    static const char *const names[] = {"newcomer",      "crash",      "power-off",     "freeze",
-                                        "control reset", "link reset", "one-way block", "cut",
-                                        "isolation",     "stall",      "master crash",  "master freeze",
-                                        "close",         "slow user",  "wrong user"};
+    static const char *const names[] = {"newcomer",      "crash",
+                                        "power-off",     "freeze",
+                                        "control reset", "link reset",
+                                        "one-way block", "cut",
+                                        "isolation",     "stall",
+                                        "master crash",  "master freeze",
+                                        "close",         "close after an early return",
+                                        "slow user",     "wrong user"};
     return kind < FAULT_KIND_END ? names[kind] : "?";
 }
 

@@ -34,7 +34,7 @@ static void plan_round(const struct process *process, uint64_t round, struct rou
     bool bounded = !world->faultless && chance(&group, 10);
     bool one_tag = !plan->async && chance(&group, 50); /* ops follow each other under it without a pause */
     struct random_source manner = {mix(world->options.seed, round, 99 + process->group)};
-    bool early = chance(&manner, 50);
+    bool early = chance(&manner, 50), all_early = early && chance(&manner, 40);
     for (int i = 0; i < plan->ops; i++) {
         struct planned_op *op = &plan->op[i];
         op->tag = one_tag ? 0 : chance(&group, 60) ? (uint64_t)i : 1000 + round * MAX_BATCH + (uint64_t)i;
@@ -53,7 +53,12 @@ static void plan_round(const struct process *process, uint64_t round, struct rou
         } else if (op->descriptor.kind == OP_BROADCAST) {
             op->descriptor.root_or_world = (uint16_t)below(&group, 8);
         }
-        op->descriptor.early = early && op->descriptor.kind == OP_ALL_REDUCE && chance(&manner, 70);
+        if (all_early) { /* one behind the other: more and more are returned and not committed */
+            op->descriptor.kind = OP_ALL_REDUCE;
+            op->descriptor.count = 1 + below(&manner, MAX_CALL_ELEMENTS);
+        }
+        op->descriptor.early =
+            all_early || (early && op->descriptor.kind == OP_ALL_REDUCE && chance(&manner, 70));
         op->bound_ns = bounded ? world->timeout_ns / 8 + below(&group, 3 * world->timeout_ns) : 0;
     }
 }
@@ -329,6 +334,11 @@ static void end_round(struct process *process) {
 void user_step(struct process *process) {
     struct user *user = &process->user;
     user->awake_scheduled = false;
+    if (user->leaves_now) {
+        user->leaves_now = false;
+        user_close(process, true);
+        return;
+    }
     if (user->open_blocking > 0 || user->closing) {
         return;
     }
@@ -452,6 +462,13 @@ static void op_over(struct process *process, struct call *call) {
     bool again = call->status == pcclRankConnectionLost;
     if (call->status == pcclMismatch || call->status == pcclTimeout) {
         again = user->attempts[slot] < 3;
+    }
+    if (call->status == pcclSuccess && call->descriptor.early && user->leaves_early &&
+        process->world->phase == PHASE_ACTIVE) {
+        user->leaves_early = false;
+        user->leaves_now = true;
+        user_wake(process, 0);
+        return;
     }
     user->slots[slot] = again ? SLOT_FAILED : SLOT_DONE;
     if (user->attempts[slot] > 200) {

@@ -305,6 +305,7 @@ static void collect(struct world *world) {
     result->ops_committed = world->committed;
     result->ops_returned = world->returned;
     result->ops_served = world->served;
+    result->ops_implied = world->implied;
     result->ops_failed = world->failed;
     result->evictions = world->evictions;
     result->sim_ns = world->now;
