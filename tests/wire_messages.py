@@ -168,7 +168,7 @@ FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     ),
     "OP_CONFLICT": st.fixed_dictionaries({"epoch": u64, "tag": u64, "kind": votes, "mine": descriptors}),
     "OP_ABORT": st.fixed_dictionaries({"epoch": u64, "tag": u64, "status": results, "reason": reasons}),
-    "OP_WAITING": st.fixed_dictionaries({"epoch": u64, "tag": u64, "waited_ms": u32}),
+    "OP_WAITING": st.fixed_dictionaries({"epoch": u64, "tag": u64, "number": u64, "waited_ms": u32}),
     "OP_STRAGGLERS": stragglers(),
     "SYNC_OFFER": st.fixed_dictionaries(
         {"revision": u64, "strategy": up_to(2), "keys": digests, "content": digests}
@@ -280,7 +280,7 @@ EXAMPLES = {
         "OP_MISMATCH": {**_OP, "mine": _DESCRIPTOR, "theirs": {**_DESCRIPTOR, "count": 999}, "other": _ID},
         "OP_CONFLICT": {**_OP, "kind": 3, "mine": _DESCRIPTOR},
         "OP_ABORT": {**_OP, "status": 13, "reason": b"5 s have passed"},
-        "OP_WAITING": {**_OP, "waited_ms": 500},
+        "OP_WAITING": {**_OP, "number": 9, "waited_ms": 500},
         "OP_STRAGGLERS": {"kind": 0, **_WAITING},
         "SYNC_OFFER": {"revision": 9, "strategy": 2, "keys": _ID, "content": _ID[::-1]},
         "SYNC_PLAN": _SYNC_PLAN,
@@ -410,7 +410,7 @@ def _body(name: str, f: dict[str, Any]) -> bytes:
             flags = f.get("returned", False), f.get("numbered", False)
             return struct.pack("<QQQIBB", f["epoch"], f["tag"], f.get("number", 0), f["check"], *flags)
         case "OP_WAITING":
-            return struct.pack("<QQI", f["epoch"], f["tag"], f["waited_ms"])
+            return struct.pack("<QQQI", f["epoch"], f["tag"], f.get("number", 0), f["waited_ms"])
         case "OP_MISMATCH":
             both = descriptor_bytes(f["mine"]) + descriptor_bytes(f["theirs"])
             return struct.pack("<QQ", f["epoch"], f["tag"]) + both + f["other"]

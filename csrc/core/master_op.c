@@ -121,6 +121,13 @@ static void refuse_difference(struct master *master, int group, const struct mas
     abort_op(master, group, tag, &ending);
 }
 
+static void forget_question(struct master_op *op) {
+    op->asked_ns = 0;
+    op->waited_ns = 0;
+    op->straggler_limit = false;
+    slot_set_clear(&op->joined);
+}
+
 /* All members have it. From the first op on that was returned early, the ops under its tag are numbered, so
  * that the next one need not wait for this: the place stays. */
 static void commit(struct master *master, struct group *group, struct master_op *op) {
@@ -135,11 +142,10 @@ static void commit(struct master *master, struct group *group, struct master_op 
     }
     if (op->numbered) {
         slot_set_clear(&op->done);
-        slot_set_clear(&op->joined);
         op->returned = false;
-        op->asked_ns = 0;
-        op->waited_ns = 0;
-        op->straggler_limit = false;
+        if (op->asked_number <= op->number) {
+            forget_question(op);
+        }
     } else {
         close_op(master, op);
     }
@@ -238,6 +244,13 @@ void master_op_waiting(struct master *master, int slot, const struct message_op_
     if (op == NULL) {
         return;
     }
+    if (waiting->number < op->asked_number) {
+        return; /* of an op before */
+    }
+    if (waiting->number > op->asked_number) {
+        op->asked_number = waiting->number;
+        forget_question(op);
+    }
     slot_set_add(&op->joined, slot);
     uint64_t waited_ns = waiting->waited_ms * UINT64_C(1000000);
     const struct slot *peer = &master->slots[slot];
@@ -250,7 +263,8 @@ void master_op_waiting(struct master *master, int slot, const struct message_op_
     }
     op->asked_ns = master->now_ns;
     struct message question = {.type = MESSAGE_OP_WAITING};
-    question.as.op_waiting = (struct message_op_waiting){.epoch = waiting->epoch, .tag = waiting->tag};
+    question.as.op_waiting =
+        (struct message_op_waiting){.epoch = waiting->epoch, .tag = waiting->tag, .number = waiting->number};
     for (int i = 0; i < group->size; i++) {
         if (group->ring[i] != slot) {
             master_send(master, group->ring[i], &question);
@@ -260,7 +274,8 @@ void master_op_waiting(struct master *master, int slot, const struct message_op_
 }
 
 static bool is_missing(const struct master_op *op, int slot) {
-    return !slot_set_has(&op->joined, slot) && !slot_set_has(&op->done, slot);
+    bool is_done = op->number >= op->asked_number && slot_set_has(&op->done, slot);
+    return !slot_set_has(&op->joined, slot) && !is_done;
 }
 
 static void tell_stragglers(struct master *master, const struct group *group, const struct master_op *op) {
@@ -291,8 +306,7 @@ static int judge(struct master *master, struct master_op *op) {
     for (int i = 0; i < group->size && straggler == NO_SLOT && op->straggler_limit; i++) {
         straggler = is_missing(op, group->ring[i]) ? group->ring[i] : NO_SLOT;
     }
-    op->asked_ns = 0;
-    slot_set_clear(&op->joined);
+    forget_question(op); /* who still waits will say so again */
     return straggler;
 }
 

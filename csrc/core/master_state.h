@@ -105,6 +105,7 @@ struct master_op {
     bool returned;          /* by one of them, before its commit */
     bool numbered;          /* ops under this tag are numbered: this stays until the epoch ends */
     uint64_t number;        /* the highest that somebody has done */
+    uint64_t asked_number;  /* of the op that `joined` and what follows are about */
     uint64_t asked_ns;      /* when the members were asked who has joined; 0: not asked */
     uint64_t waited_ns;     /* the longest wait that a member has reported */
     bool straggler_limit;   /* that wait has reached the member's straggler timeout */

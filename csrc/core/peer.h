@@ -91,7 +91,8 @@ enum peer_action_kind {
     PEER_OP_STOP,   /* `op` is aborted, or will start over: leave all buffers alone */
     PEER_OP_KEEP,   /* put the result of `op`, which is whole, where the user wants it, and keep a copy of
                        it, under `op`, until OP_FINISH or OP_FORGET. Then comes its PEER_COMPLETE. */
-    PEER_OP_FORGET, /* what was kept of `op`, which does not run, is of no use any more */
+    PEER_OP_FORGET, /* what was kept of `op`, which does not run, is of no use any more: the next op
+                             under its tag is whole, or this peer is out */
     PEER_OP_FINISH, /* `op` is committed: put the result where the user wants it. Then comes its
                        PEER_COMPLETE, unless it was kept. After it `commits_seen` counts one more. */
     PEER_SYNC_PLAN, /* `plan` for the open call of sync_shared_state, whose number is `call`. Ends with
@@ -137,7 +138,8 @@ uint64_t peer_deadline(const struct peer *peer);
 /* Where a GRANT or eager DATA frame belongs. Two successive ops under one tag are told apart by
  * `commits_seen`, the number of ops its sender had seen commit in this epoch before its call: while this
  * peer has seen fewer, the frame may be for the op after the one in flight here, so it must wait. Ops
- * that abort end their epoch, so within one epoch nothing else can end an op. */
+ * that abort end their epoch, so within one epoch nothing else can end an op. Under tags whose ops are
+ * numbered (core/peer_number.c) it is the number, with NUMBERED_BIT. */
 enum peer_match {
     PEER_MATCH_OP,    /* op `*op` */
     PEER_MATCH_LATER, /* hold it, and ask again after the next OP_START, OP_FINISH or EPOCH action */

@@ -233,6 +233,7 @@ static void report_waiting(struct peer *peer, const struct peer_op *op) {
     struct message message = {.type = MESSAGE_OP_WAITING};
     message.as.op_waiting.epoch = peer->epoch;
     message.as.op_waiting.tag = op->tag;
+    message.as.op_waiting.number = op->number;
     message.as.op_waiting.waited_ms = (uint32_t)((peer->now_ns - op->started_ns) / 1000000);
     peer_send(peer, &message);
 }
@@ -396,7 +397,11 @@ void peer_op_whole(struct peer *peer, const struct peer_event *event) {
         send_done(peer, op, false);
         return;
     }
-    bool waited_for = op->number == 0 || peer->ballot_waits || peer->close_waits;
+    bool many = peer->returned_count >= MAX_KEPT_OPS / 2; /* there is to be room when it is needed */
+    bool waited_for = op->number == 0 || peer->ballot_waits || peer->close_waits || many;
+    if (many) {
+        peer_op_say_done(peer);
+    }
     if (waited_for) {
         send_done(peer, op, true);
     }
@@ -489,8 +494,18 @@ void peer_op_commit(struct peer *peer, const struct message_op *commit) {
 /* The master asks who has joined: the members that are silent have not. */
 void peer_op_asked(struct peer *peer, const struct message_op_waiting *question) {
     int index = peer_op_find_newest(peer, question->tag);
-    if (question->epoch == peer->epoch && index != NO_OP && peer->ops[index].state == OP_RUNNING) {
+    if (question->epoch == 0 || question->epoch != peer->epoch) {
+        return;
+    }
+    const struct numbered_tag *numbered = peer_number_find(peer, question->tag);
+    if (index != NO_OP && peer->ops[index].state == OP_RUNNING &&
+        peer->ops[index].number == question->number) {
         report_waiting(peer, &peer->ops[index]);
+    } else if (numbered != NULL && question->number != 0 && question->number < numbered->next) {
+        struct message message = {.type = MESSAGE_OP_WAITING}; /* it is done here, though not said to be */
+        message.as.op_waiting = (struct message_op_waiting){
+            .epoch = peer->epoch, .tag = question->tag, .number = question->number};
+        peer_send(peer, &message);
     }
 }
 

@@ -294,8 +294,8 @@ PCCL_EXPORT pcclResult_t pcclOptimizeTopology(const pcclComm_t *comm);
  *
  * With pcclOpEarlyReturn, equal at all peers, a small op returns as soon as its result is complete here. The
  * others get that result too, from those that have it, whoever dies meanwhile, as long as one of these lives
- * on; should all of these die, it fails for the others. The next op under its tag, joint calls other than
- * pcclArePeersPending, and closing wait for the commit. */
+ * on; should all of these die, it fails for the others. Joint calls other than pcclArePeersPending, closing,
+ * and some ops under its tag wait for its commit. */
 PCCL_EXPORT pcclResult_t pcclAllReduce(const void *sendbuf, void *recvbuf,
                                        const pcclReduceDescriptor_t *descriptor, const pcclComm_t *comm,
                                        pcclReduceInfo_t *PCCL_NULLABLE info_out);

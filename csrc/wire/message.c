@@ -224,6 +224,7 @@ static void body_op(struct cursor *cursor, struct message_op *op) {
 static void body_op_waiting(struct cursor *cursor, struct message_op_waiting *waiting) {
     cursor_u64(cursor, &waiting->epoch);
     cursor_u64(cursor, &waiting->tag);
+    cursor_u64(cursor, &waiting->number);
     cursor_u32(cursor, &waiting->waited_ms);
 }
 

@@ -242,7 +242,7 @@ struct message_op { /* MESSAGE_OP_DONE, MESSAGE_OP_COMMIT */
 };
 
 struct message_op_waiting {
-    uint64_t epoch, tag;
+    uint64_t epoch, tag, number;
     uint32_t waited_ms; /* since the peer's call; 0 from the master */
 };
 
