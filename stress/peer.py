@@ -220,6 +220,7 @@ class Peer:
                 if self._closed_by_order == "leave":
                     break
                 self._closed_by_order = ""
+                self._comm.close()  # the order may have come while this peer was out and about to connect
                 self._lose("rejoin", keeps_state=False)
         self._tell("left")
         self._tell_what("close")
