@@ -6,6 +6,7 @@ python -m pccl.benchmarks.record README.md
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import re
 import time
@@ -30,6 +31,7 @@ BEGIN, END = "<!-- bench-table: begin -->", "<!-- bench-table: end -->"
 COMMAND = "make bench-table"
 _WORLD_SIZES = (2, 4)
 _SIZES = ("4K", "64K", "1M", "16M", "128M")
+_EARLY_SIZES = ("4K", "64K")  # these once more, with early return
 _ROUNDS = 5
 # Of a batch; the largest buffers take one op at least, and one more for warm-up.
 _SECONDS = 0.25
@@ -77,7 +79,8 @@ def table(measured: Sequence[tuple[Plan, Sequence[Row]]]) -> list[str]:
             ):
                 ours = summaries[OURSELVES]
                 numbers = [f"{ours.p50_us:.0f} µs", f"{row.case.size_bytes / ours.p50_us / 1e3:.2f} GB/s"]
-                head = [str(plan.world_size), _size_text(row.case.size_bytes), mode]
+                manner = f"{mode}, early return" if plan.early_return else mode
+                head = [str(plan.world_size), _size_text(row.case.size_bytes), manner]
                 lines.append(_markdown([*head, *numbers, *(_cells(ratios, name) for name in names)]))
     return lines
 
@@ -121,8 +124,10 @@ def _record(path: Path, *, tiny: bool) -> int:
     measured = []
     with Progress() as progress:
         for world_size in _WORLD_SIZES:
-            plan = _plan(world_size, _SIZES[:1] if tiny else _SIZES, 1 if tiny else _ROUNDS, _SECONDS)
-            measured.append((plan, list(run_contest(plan, _TIMEOUT_S, progress))))
+            for sizes, early_return in ((_SIZES, False), (_EARLY_SIZES, True)):
+                plan = _plan(world_size, sizes[:1] if tiny else sizes, 1 if tiny else _ROUNDS, _SECONDS)
+                plan = dataclasses.replace(plan, early_return=early_return)
+                measured.append((plan, list(run_contest(plan, _TIMEOUT_S, progress))))
     lines = [*table(measured), "", _origin(load, date)]
     path.write_text(replace(path.read_text(encoding="utf-8"), lines), encoding="utf-8")
     print("\n".join(lines))

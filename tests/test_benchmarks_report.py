@@ -146,6 +146,11 @@ def test_the_table_has_two_lines_for_each_size(tmp_path) -> None:
     assert cells[-1][-1] == ""  # raw is for two
 
 
+def test_the_table_says_which_lines_are_of_early_returns() -> None:
+    lines = record.table([(plan(early_return=early), rows_of(4096)) for early in (False, True)])[2:]
+    assert ["early return" in line for line in lines] == [False, False, True, True]
+
+
 def test_the_table_is_measured_and_written(tmp_path) -> None:
     if has_no("gloo"):
         pytest.skip("gloo is not installed")
@@ -162,6 +167,6 @@ def test_the_table_is_measured_and_written(tmp_path) -> None:
     text = path.read_text()
     assert text.startswith(f"above\n{record.BEGIN}\n| peers |")
     assert text.endswith(f"{record.END}\nbelow\n")
-    assert len([line for line in text.splitlines() if line.startswith("|")]) == 2 + 2 * 2
+    assert len([line for line in text.splitlines() if line.startswith("|")]) == 2 + 2 * 2 * 2
     for word in (record.COMMAND, "load average", "cores", "Linux"):
         assert word in text, word

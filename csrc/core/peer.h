@@ -91,10 +91,10 @@ enum peer_action_kind {
     PEER_OP_STOP,   /* `op` is aborted, or will start over: leave all buffers alone */
     PEER_OP_KEEP,   /* put the result of `op`, which is whole, where the user wants it, and keep a copy of
                        it, under `op`, until OP_FINISH or OP_FORGET. Then comes its PEER_COMPLETE. */
-    PEER_OP_FORGET, /* what was kept of `op`, which does not run, is of no use any more: the next op
-                             under its tag is whole, or this peer is out */
+    PEER_OP_FORGET, /* what was kept of `op`, which does not run, is of no use any more: the next op under its
+                       tag is whole, or this peer is out */
     PEER_OP_FINISH, /* `op` is committed: put the result where the user wants it. Then comes its
-                       PEER_COMPLETE, unless it was kept. After it `commits_seen` counts one more. */
+                       PEER_COMPLETE, unless it was kept. Frames that were held may fit now. */
     PEER_SYNC_PLAN, /* `plan` for the open call of sync_shared_state, whose number is `call`. Ends with
                        that call's PEER_COMPLETE, whose `value` is the elected revision. */
     PEER_COMPLETE,  /* `call` has ended with `status`, `text`, `value` */
