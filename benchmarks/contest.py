@@ -108,10 +108,11 @@ def _combine(communicator: pccl.Communicator, reply: Reply, plan: Plan) -> Batch
     """What all ranks saw, brought together by the library itself: the same on all of them."""
     times_ns = numpy.array(reply.times_ns, dtype=numpy.float64)
     communicator.all_reduce(times_ns, op="avg")
-    sums = numpy.array([reply.wrong or 0, reply.cpu_ns], dtype=numpy.int64)
+    sums = numpy.array([reply.wrong or 0, reply.cpu_ns, reply.wire_bytes or 0], dtype=numpy.int64)
     if communicator.all_reduce(sums, op="sum").local_world_size != plan.world_size:
         raise BenchmarkError("a peer has left during the run")
-    return Batch(times_ns.tolist(), None if reply.wrong is None else int(sums[0]), int(sums[1]))
+    wrong = None if reply.wrong is None else int(sums[0])
+    return Batch(times_ns.tolist(), wrong, int(sums[1]), int(sums[2]))
 
 
 class _Contest:

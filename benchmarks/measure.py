@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy
 
+import pccl
+
 from . import pattern
 from .elements import numpy_dtype
 
@@ -40,11 +42,13 @@ class Request:
 @dataclass(frozen=True)
 class Reply:
     """What one rank saw. `wrong` counts elements over all checks; None where nothing was checked. `cpu_ns` is
-    what all threads of the process have used, in user and system, while the timed ops ran."""
+    what all threads of the process have used, in user and system, while the timed ops ran. `wire_bytes` is
+    what the rank has sent in the last of them, headers included; None where it is not known."""
 
     times_ns: list[int]
     wrong: int | None
     cpu_ns: int
+    wire_bytes: int | None = None
 
 
 def measure(make_op: MakeOp, request: Request, rank: int, world_size: int) -> Reply:
@@ -65,11 +69,26 @@ def measure(make_op: MakeOp, request: Request, rank: int, world_size: int) -> Re
 
 def measure_ops(run: Callable[[], object], request: Request, wrong: int | None = None) -> Reply:
     """The timed part of a batch, `run` being one op of it."""
+    result: object = None
+
+    def run_and_note() -> None:
+        nonlocal result
+        result = run()
+
     for _ in range(request.warmup):
         run()
     begin_ns = time.process_time_ns()
-    times_ns = measure_times(run, 0, request.iterations)
-    return Reply(times_ns, wrong, time.process_time_ns() - begin_ns)
+    times_ns = measure_times(run_and_note, 0, request.iterations)
+    return Reply(times_ns, wrong, time.process_time_ns() - begin_ns, _wire_bytes(result))
+
+
+def _wire_bytes(result: object) -> int | None:
+    """Of an op that returned a ReduceInfo, or of several that returned a list of them."""
+    if isinstance(result, pccl.ReduceInfo):
+        return int(result.tx_bytes)
+    if isinstance(result, list) and all(isinstance(info, pccl.ReduceInfo) for info in result):
+        return sum(int(info.tx_bytes) for info in result)
+    return None
 
 
 def measure_times(run: Callable[[], object], warmup: int, iterations: int) -> list[int]:

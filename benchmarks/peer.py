@@ -45,13 +45,12 @@ def make_op_of(communicator: pccl.Communicator, request: Request) -> MakeOp:
         sends = numpy.split(send, concurrent)
         targets = [None] * concurrent if target is None else numpy.split(target, concurrent)
 
-        def run() -> None:
+        def run() -> list[pccl.ReduceInfo]:
             handles = [
                 communicator.all_reduce_async(source, result, op=redop, tag=tag, **options)
                 for tag, (source, result) in enumerate(zip(sends, targets, strict=True))
             ]
-            for handle in handles:
-                handle.result()
+            return [handle.result() for handle in handles]
 
         return run
 

@@ -15,11 +15,13 @@ __all__ = ["Batch", "Ratio", "Summary", "joined", "ratio", "ratio_of_times", "su
 @dataclass(frozen=True)
 class Batch:
     """What all ranks of a contestant together saw of one batch: the time of each op is its mean over the
-    ranks, as nccl-tests has it by default; wrong elements and processor time are sums."""
+    ranks, as nccl-tests has it by default; wrong elements, processor time, and the bytes that one op sends
+    are sums."""
 
     times_ns: list[float]
     wrong: int | None
     cpu_ns: float
+    wire_bytes: int | None = None
 
     @classmethod
     def of(cls, replies: Sequence[Reply]) -> Batch:
@@ -28,6 +30,7 @@ class Batch:
             [float(mean) for mean in numpy.mean([reply.times_ns for reply in replies], axis=0)],
             _sum_of_checked([reply.wrong for reply in replies]),
             sum(reply.cpu_ns for reply in replies),
+            _sum_of_all([reply.wire_bytes for reply in replies]),
         )
 
 
@@ -35,7 +38,8 @@ class Batch:
 class Summary:
     """One size in one mode. The bandwidths follow from the mean time, as in nccl-tests. `cpu_s_per_gb` is
     the processor time, of all processes of the contestant, for each 1e9 bytes that an all-reduce has to
-    send: all peers together 2(n-1) times its size."""
+    send: all peers together 2(n-1) times its size. `wire_bytes` is what a peer sends in one op, on average
+    over the peers, headers included; None where it is not known."""
 
     time_us: float
     p50_us: float
@@ -44,6 +48,7 @@ class Summary:
     busbw_gb_s: float
     cpu_s_per_gb: float
     wrong: int | None
+    wire_bytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,18 @@ def joined(parts: Sequence[Batch]) -> Batch:
         [time_ns for part in parts for time_ns in part.times_ns],
         _sum_of_checked([part.wrong for part in parts]),
         sum(part.cpu_ns for part in parts),
+        parts[-1].wire_bytes if parts else None,
     )
 
 
 def _sum_of_checked(counts: Sequence[int | None]) -> int | None:
     checked = [count for count in counts if count is not None]
     return sum(checked) if checked else None
+
+
+def _sum_of_all(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def summarize(batches: Sequence[Batch], size_bytes: int, world_size: int) -> Summary:
@@ -88,6 +99,7 @@ def summarize(batches: Sequence[Batch], size_bytes: int, world_size: int) -> Sum
         busbw_gb_s=algbw * 2 * (world_size - 1) / world_size,
         cpu_s_per_gb=total.cpu_ns / sent_bytes,  # ns per byte
         wrong=total.wrong,
+        wire_bytes=None if total.wire_bytes is None else total.wire_bytes / world_size,
     )
 
 

@@ -14,8 +14,11 @@ __all__ = ["SCHEMA", "as_json", "footer", "header", "ratio_lines", "row_lines"]
 
 SCHEMA = "pccl.bench.allreduce/1"
 
-_MODE_COLUMNS = (("time", 9), ("p50", 9), ("p99", 9), ("algbw", 7), ("busbw", 7), ("cpu", 7), ("#wrong", 6))
-_MODE_UNITS = ("(us)", "(us)", "(us)", "(GB/s)", "(GB/s)", "(s/GB)", "")
+_MODE_COLUMNS = (
+    *(("time", 9), ("p50", 9), ("p99", 9)),
+    *(("algbw", 7), ("busbw", 7), ("cpu", 7), ("wire", 10), ("#wrong", 6)),
+)
+_MODE_UNITS = ("(us)", "(us)", "(us)", "(GB/s)", "(GB/s)", "(s/GB)", "(B)", "")
 _MODE_WIDTH = sum(width + 1 for _, width in _MODE_COLUMNS)
 
 
@@ -35,7 +38,8 @@ def header(plan: Plan) -> list[str]:
     return [
         f"# {plan.world_size} peers; {iterations}; algorithm: {plan.algorithm}{early}",
         *at_once,
-        "# GB/s = 1e9 bytes/s; busbw = algbw * 2(n-1)/n; cpu: of all processes, for each GB to be sent",
+        "# GB/s = 1e9 bytes/s; busbw = algbw * 2(n-1)/n; cpu: of all processes, for each GB to be sent;",
+        "# wire: bytes that a peer sends in one op, with all headers",
         f"# {' ' * (len(left) - 2)}{modes}".rstrip(),
         f"#{left[1:]}{names}  {names}",
         f"#{units[1:]}{mode_units}  {mode_units}".rstrip(),
@@ -148,6 +152,7 @@ def _mode(summary: Summary) -> str:
         f"{summary.algbw_gb_s:.2f}",
         f"{summary.busbw_gb_s:.2f}",
         f"{summary.cpu_s_per_gb:.2f}",
+        "N/A" if summary.wire_bytes is None else f"{summary.wire_bytes:.0f}",
         "N/A" if summary.wrong is None else str(summary.wrong),
     )
     return "".join(f" {value:>{width}}" for value, (_, width) in zip(values, _MODE_COLUMNS, strict=True))

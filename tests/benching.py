@@ -11,7 +11,16 @@ from pccl.benchmarks import summary
 from pccl.benchmarks.plan import Case, Plan, Row
 from pccl.benchmarks.summary import Batch
 
-SUMMARY_KEYS = {"time_us", "p50_us", "p99_us", "algbw_gb_s", "busbw_gb_s", "cpu_s_per_gb", "wrong"}
+SUMMARY_KEYS = {
+    "time_us",
+    "p50_us",
+    "p99_us",
+    "algbw_gb_s",
+    "busbw_gb_s",
+    "cpu_s_per_gb",
+    "wire_bytes",
+    "wrong",
+}
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

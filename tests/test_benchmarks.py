@@ -33,6 +33,8 @@ from pccl.benchmarks.plan import Case, Row
 from pccl.benchmarks.progress import Progress
 from pccl.benchmarks.summary import Batch
 
+import pccl
+
 REDUCTIONS = {
     "sum": numpy.add,
     "prod": numpy.multiply,
@@ -172,8 +174,9 @@ def test_concurrent_ops_are_all_started_before_the_first_is_awaited(in_place) ->
     events: list[str] = []
 
     class Handle:
-        def result(self) -> None:
+        def result(self) -> pccl.ReduceInfo:
             events.append("await")
+            return pccl.ReduceInfo(1, 100, 100, "ring")
 
     class Peers:
         def all_reduce_async(self, send, recv, *, op, tag, algorithm, early_return) -> Handle:
@@ -192,6 +195,7 @@ def test_concurrent_ops_are_all_started_before_the_first_is_awaited(in_place) ->
     )
     assert events == [*(f"start {tag}" for tag in range(4)), *["await"] * 4] * 2
     assert reply.wrong == 0
+    assert reply.wire_bytes == 4 * 100
 
 
 # --- numbers and text --------------------------------------------------------------------------------------
@@ -228,6 +232,8 @@ def test_the_ratio_compares_adjacent_batches() -> None:
 def test_times_are_averaged_over_ranks_and_wrong_elements_added() -> None:
     assert Batch.of([Reply([10, 20], 1, 5), Reply([30, 40], 2, 6)]) == Batch([20, 30], 3, 11)
     assert Batch.of([Reply([1], None, 0)]).wrong is None
+    assert Batch.of([Reply([1], None, 0, 50), Reply([1], None, 0, 70)]).wire_bytes == 120
+    assert Batch.of([Reply([1], None, 0, 50), Reply([1], None, 0)]).wire_bytes is None
 
 
 def test_the_parts_of_a_batch_are_one() -> None:
@@ -261,6 +267,7 @@ def test_columns_stand_below_their_names() -> None:
         "algbw",
         "busbw",
         "cpu",
+        "wire",
     ):
         end = names.index(f" {name} ") + len(name)
         assert line[end] != " ", name
