@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,10 @@ import pytest
 
 hypothesis.settings.register_profile("pccl", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("pccl")
+
+# Shells start background jobs with Ctrl-C ignored, which programs inherit: what tests it would wait for ever.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
