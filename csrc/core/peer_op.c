@@ -398,7 +398,9 @@ void peer_op_whole(struct peer *peer, const struct peer_event *event) {
         return;
     }
     bool many = peer->returned_count >= MAX_KEPT_OPS / 2; /* there is to be room when it is needed */
-    bool waited_for = op->number == 0 || peer->ballot_waits || peer->close_waits || many;
+    /* One of several that can't return early would wait for the delay of all others, op after op. */
+    bool waited_for =
+        op->number == 0 || peer->ballot_waits || peer->close_waits || many || peer->plan.world > 2;
     if (many) {
         peer_op_say_done(peer);
     }
