@@ -17,6 +17,15 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = Path(os.environ.get("PCCL_TESTING_LIBRARY", ROOT / "build" / "testing" / "libpccl_testing.so"))
 
 PUBLIC_HEADERS = ("ccoip.h", "ccoip_inet.h", "pccl.h")
+# what streams are declared with
+FRAME_HEADERS = (
+    *PUBLIC_HEADERS,
+    "base/limits.h",
+    "base/id.h",
+    "base/address.h",
+    "wire/message.h",
+    "wire/frame.h",
+)
 
 _CUT = re.compile(r"/\* <cffi> \*/(.*?)/\* </cffi> \*/", re.DOTALL)
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)

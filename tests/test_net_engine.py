@@ -1,15 +1,16 @@
 """csrc/net/engine.c, where no real network can be made to stop: in the middle of a chunk."""
 
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+
 import pytest
-from native import PUBLIC_HEADERS, load
+from native import FRAME_HEADERS, load
 
 ffi, lib = load(
-    *PUBLIC_HEADERS,
-    "base/limits.h",
-    "base/id.h",
-    "base/address.h",
-    "wire/message.h",
-    "wire/frame.h",
+    *FRAME_HEADERS,
     "core/schedule.h",
     "core/peer.h",
     "net/list.h",
@@ -26,75 +27,113 @@ OWN, OTHER, SUM = (bytes([value]) * COUNT for value in (1, 2, 3))
 
 
 class Engine:
-    """Rank 0 of 2, with one link of one stream, over which the test plays the other."""
+    """Rank 0, with links of one stream each, over which the test plays the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, *edges: tuple[int, ...]) -> None:
+        """Link i has the edges of edges[i]."""
         self.machine = ffi.new("uint8_t[]", lib.peer_bytes())
         self.links = ffi.new("struct link_set *")
-        self.stream = ffi.new("struct stream *")
         self.engine = ffi.new("struct engine *")
-        link = self.links.links[0]
-        link.state, link.set = lib.LINK_UP, self.links
-        link.streams, link.stream_count, self.stream.link = self.stream, 1, ffi.addressof(link)
-        link.eager_left = lib.EAGER_WINDOW_BYTES
-        for name in ("ready", "starved", "granting", "held"):
-            node = ffi.addressof(link, name)
-            node.next = node.previous = node
+        self.streams = ffi.new("struct stream[]", len(edges))
+        for i, led in enumerate(edges):
+            link = self.links.links[i]
+            link.state, link.set = lib.LINK_UP, self.links
+            link.streams, link.stream_count = ffi.addressof(self.streams, i), 1
+            link.eager_left = lib.EAGER_WINDOW_BYTES
+            for name in ("ready", "starved", "granting", "held"):
+                node = ffi.addressof(link, name)
+                node.next = node.previous = node
+            self.streams[i].link = ffi.addressof(link)
+            for edge in led:
+                self.engine.edges[edge] = ffi.addressof(link)
         assert lib.engine_init(self.engine, ffi.cast("struct peer *", self.machine), self.links)
         self.links.engine = self.engine
-        for edge in (lib.EDGE_NEXT, lib.EDGE_PREVIOUS):
-            self.engine.edges[edge] = ffi.addressof(link)
         self.op = self.engine.ops[0]
 
-    def start(self, kind: int, call=ffi.NULL, *, root: int = 0) -> None:
+    @classmethod
+    def of_two(cls) -> Engine:
+        return cls((lib.EDGE_NEXT, lib.EDGE_PREVIOUS))
+
+    def start(
+        self,
+        kind: int,
+        call=ffi.NULL,
+        *,
+        root: int = 0,
+        world: int = 2,
+        tree: bool = False,
+        early: bool = True,
+    ) -> None:
         descriptor = {"kind": kind, "datatype": lib.pcclUint8, "count": COUNT}
-        descriptor |= {"early": True} if kind == lib.OP_ALL_REDUCE else {"root_or_world": root}
-        fields = {"kind": lib.PEER_OP_START, "descriptor": descriptor, "tag": TAG, "world": 2, "root": root}
-        action = ffi.new("struct peer_action *", fields | {"served": kind == lib.OP_BROADCAST})
+        descriptor |= {"early": early} if kind == lib.OP_ALL_REDUCE else {"root_or_world": root}
+        fields = {
+            "kind": lib.PEER_OP_START,
+            "descriptor": descriptor,
+            "tag": TAG,
+            "world": world,
+            "root": root,
+        }
+        fields |= {"served": kind == lib.OP_BROADCAST, "tree": tree}
+        action = ffi.new("struct peer_action *", fields)
         if call != ffi.NULL:
             call.descriptor = action.descriptor
         lib.engine_start(self.engine, action, call)
 
-    def arrive(self, step: int, payload: bytes, *, cancelled: bool = False) -> None:
+    def arrive(self, step: int, payload: bytes, *, link: int = 0, cancelled: bool = False) -> None:
         """A chunk comes in; one that is cancelled is filled up with zeros."""
-        frame = getattr(self.stream, "in").frame
+        stream = ffi.addressof(self.streams, link)
+        frame = getattr(stream, "in").frame
         frame.step, frame.chunk, frame.payload_bytes = step, 0, len(payload)
         frame.grant = lib.engine_grant_number(self.engine, ffi.addressof(self.op))
         frame.descriptor = self.op.call.descriptor
-        assert lib.engine_data_begin(self.engine, self.stream)
-        ffi.memmove(getattr(self.stream, "in").payload, payload, len(payload))
-        assert lib.engine_data_end(self.engine, self.stream, cancelled)
+        assert lib.engine_data_begin(self.engine, stream)
+        ffi.memmove(getattr(stream, "in").payload, payload, len(payload))
+        assert lib.engine_data_end(self.engine, stream, cancelled)
+
+    def call(self, *, world: int = 2, tree: bool = False, early: bool = True) -> None:
+        """An all-reduce in place, which all others have granted."""
+        self.buffer = ffi.new("uint8_t[]", OWN)
+        self.work = ffi.new("uint8_t[]", COUNT)
+        self.users_call = ffi.new("struct call *", {"tag": TAG, "bytes": COUNT})
+        self.users_call.input = self.users_call.output = self.buffer
+        self.users_call.work.memory = self.work
+        self.start(lib.OP_ALL_REDUCE, self.users_call, world=world, tree=tree, early=early)
+        self.op.granted = self.op.sends_over
+
+    def all_arrive(self) -> None:
+        """Both chunks of the ring of two."""
+        schedule = ffi.addressof(self.op.transfer.schedule)
+        for step, payload in enumerate((OTHER, SUM)):
+            chunk = lib.schedule_chunk(schedule, lib.schedule_step(schedule, step).receives, 0)
+            if chunk.count > 0:
+                self.arrive(step, payload[: chunk.count])
 
     def sends(self) -> bytes:
-        self.stream.out.count = 0
-        lib.engine_pull(self.engine, self.stream)
-        frames = self.stream.out.frames[0 : self.stream.out.count]
+        stream = ffi.addressof(self.streams, 0)
+        stream.out.count = 0
+        lib.engine_pull(self.engine, stream)
+        frames = stream.out.frames[0 : stream.out.count]
         return b"".join(ffi.buffer(frame.payload, frame.payload_bytes)[:] for frame in frames if frame.op)
 
-    def returned_early(self) -> None:
-        """The op is whole, and its call has returned."""
-        call = ffi.new("struct call *")
-        buffer = ffi.new("uint8_t[]", OWN)
-        work = ffi.new("uint8_t[]", COUNT)
-        call.tag, call.input, call.output, call.bytes, call.work.memory = TAG, buffer, buffer, COUNT, work
-        self.start(lib.OP_ALL_REDUCE, call)
-        for step in range(2):
-            chunk = lib.schedule_chunk(
-                ffi.addressof(self.op.transfer.schedule),
-                lib.schedule_step(ffi.addressof(self.op.transfer.schedule), step).receives,
-                0,
-            )
-            if chunk.count > 0:
-                self.arrive(step, (OTHER if step == 0 else SUM)[: chunk.count])
-        self.sends()
-        lib.engine_keep(self.engine, 0)
-        ffi.memmove(buffer, bytes(COUNT), COUNT)  # they are the user's again
+    def says_whole(self) -> bool:
+        event = ffi.new("struct peer_event *")
+        return lib.engine_next_report(self.engine, event) and event.kind == lib.PEER_EVENT_OP_WHOLE
+
+    def end(self) -> None:
+        lib.engine_stop(self.engine, 0)
+        if self.op.is_kept:
+            lib.engine_forget(self.engine, 0)
+        lib.engine_free(self.engine)
 
 
 @pytest.mark.parametrize("arrived", [0, 1, COUNT // 2])
 def test_a_result_that_was_returned_outlasts_a_broadcast_that_is_cut_short(arrived):
-    engine = Engine()
-    engine.returned_early()
+    engine = Engine.of_two()
+    engine.call()
+    engine.all_arrive()
+    engine.sends()
+    lib.engine_keep(engine.engine, 0)
+    ffi.memmove(engine.buffer, bytes(COUNT), COUNT)  # they are the user's again
     engine.start(lib.OP_BROADCAST, root=1)
     engine.arrive(0, SUM[:arrived] + bytes(COUNT - arrived), cancelled=True)
     lib.engine_stop(engine.engine, 0)
@@ -102,6 +141,43 @@ def test_a_result_that_was_returned_outlasts_a_broadcast_that_is_cut_short(arriv
     engine.start(lib.OP_BROADCAST, root=0)
 
     assert engine.sends() == SUM
-    lib.engine_stop(engine.engine, 0)
-    lib.engine_forget(engine.engine, 0)
-    lib.engine_free(engine.engine)
+    engine.end()
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_an_op_that_may_be_returned_early_is_whole_when_all_that_it_sends_is_out(early):
+    engine = Engine.of_two()
+    engine.call(early=early)
+    engine.all_arrive()
+    assert engine.says_whole() == (not early), "nothing is out yet"
+    engine.sends()
+    assert not engine.says_whole(), "it may be on its way"
+
+    lib.engine_batch_out(engine.engine, ffi.addressof(engine.streams, 0))
+
+    assert engine.says_whole() == early
+    engine.end()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_one_turn_sends_all_there_is_over_whichever_link(first):
+    """A tree of four: who is called last has two chunks to send, one after the other over two links."""
+    cube = [(lib.EDGE_CUBE,), (lib.EDGE_CUBE + 1,)]
+    engine = Engine(*(cube if first == 0 else reversed(cube)))
+    pairs = [socket.socketpair() for _ in cube]
+    for stream, (near, _) in zip(engine.streams, pairs, strict=True):
+        stream.state, stream.item.fd, stream.item.writable = lib.STREAM_OPEN, near.fileno(), True
+    with contextlib.ExitStack() as stack:
+        for end in itertools.chain(*pairs):
+            stack.enter_context(end)
+        engine.call(world=4, tree=True)
+        for step, link in enumerate((first, 1 - first), start=1):
+            engine.arrive(step, OTHER, link=link)
+
+        lib.link_set_write(engine.links)
+
+        for _, far in pairs:
+            sent = far.recv(4096, socket.MSG_DONTWAIT)
+            assert len(sent) >= lib.FRAME_HEADER_BYTES + COUNT + lib.FRAME_TRAILER_BYTES
+    assert engine.says_whole()
+    engine.end()

@@ -1,19 +1,9 @@
 """csrc/net/stream.c, where no real network can be made to stop: in the middle of a trailer."""
 
 import pytest
-from native import PUBLIC_HEADERS, load
+from native import FRAME_HEADERS, load
 
-ffi, lib = load(
-    *PUBLIC_HEADERS,
-    "base/limits.h",
-    "base/id.h",
-    "base/address.h",
-    "wire/message.h",
-    "wire/frame.h",
-    "net/list.h",
-    "net/poller.h",
-    "net/stream.h",
-)
+ffi, lib = load(*FRAME_HEADERS, "net/list.h", "net/poller.h", "net/stream.h")
 PAYLOAD = 100
 
 

@@ -128,11 +128,16 @@ static void forget_question(struct master_op *op) {
     slot_set_clear(&op->joined);
 }
 
+static struct message commit_of(uint64_t epoch, uint64_t tag, uint64_t number) {
+    struct message message = {.type = MESSAGE_OP_COMMIT};
+    message.as.op = (struct message_op){.epoch = epoch, .tag = tag, .number = number};
+    return message;
+}
+
 /* All members have it. From the first op on that was returned early, the ops under its tag are numbered, so
  * that the next one need not wait for this: the place stays. */
 static void commit(struct master *master, struct group *group, struct master_op *op) {
-    struct message message = {.type = MESSAGE_OP_COMMIT};
-    message.as.op = (struct message_op){.epoch = group->epoch, .tag = op->tag, .number = op->number};
+    struct message message = commit_of(group->epoch, op->tag, op->number);
     if (!op->numbered && op->returned && group->numbered_count < MAX_NUMBERED_TAGS &&
         master->numbered_count < MAX_MASTER_OPS / 2) {
         op->numbered = true;
@@ -154,13 +159,6 @@ static void commit(struct master *master, struct group *group, struct master_op 
     }
 }
 
-/* To one who may wait for it, since nobody else will say that it is done. */
-static void tell_commit(struct master *master, int slot, const struct message_op *done) {
-    struct message message = {.type = MESSAGE_OP_COMMIT};
-    message.as.op = (struct message_op){.epoch = done->epoch, .tag = done->tag, .number = done->number};
-    master_send(master, slot, &message);
-}
-
 void master_op_done(struct master *master, int slot, const struct message_op *done) {
     struct group *group = current_group(master, slot, done->epoch);
     if (group == NULL) {
@@ -178,7 +176,9 @@ void master_op_done(struct master *master, int slot, const struct message_op *do
         return;
     }
     if (done->number < op->number) { /* somebody has done a later one, so all have this */
-        tell_commit(master, slot, done);
+        /* It may wait for this, and nobody else will say that the op is done. */
+        struct message message = commit_of(done->epoch, done->tag, done->number);
+        master_send(master, slot, &message);
         return;
     }
     if (done->number > op->number) {

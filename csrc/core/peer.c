@@ -103,10 +103,10 @@ static void message_arrived(struct peer *peer, const struct message *message) {
         peer_op_commit(peer, &message->as.op);
         break;
     case MESSAGE_OP_WAITING:
-        peer_op_asked(peer, &message->as.op_waiting);
+        peer_wait_asked(peer, &message->as.op_waiting);
         break;
     case MESSAGE_OP_STRAGGLERS:
-        peer_op_stragglers(peer, &message->as.stragglers);
+        peer_wait_stragglers(peer, &message->as.stragglers);
         break;
     case MESSAGE_HEARTBEAT:
         break;

@@ -50,7 +50,8 @@ enum peer_event_kind {
     /* Ops, by `op`. */
     /* Its result is complete here, all whom it sends to have granted it, and the CALLED that it awaits has
      * come: once the op has ended, a late one could not be told from that of the next op under its tag. */
-    PEER_EVENT_OP_WHOLE,
+    PEER_EVENT_OP_WHOLE, /* the result is complete here; of an early op also: all that this peer sends is out
+                          */
     PEER_EVENT_OP_MISMATCH, /* the member with id `other` calls `descriptor` under this op's tag */
     PEER_EVENT_OP_REFUSED,  /* it can't go on here (`status`, `reason`): fails for all */
     PEER_EVENT_SYNC_REPORT, /* `report`: how far this peer is with its part of a PEER_SYNC_PLAN */
@@ -70,7 +71,6 @@ struct peer_event {
     const struct message_sync_report *report; /* EVENT_SYNC_REPORT: borrowed for the call */
     uint32_t op;                              /* index given by PEER_OP_START */
     uint32_t check;                           /* EVENT_OP_WHOLE: CRC32C of the result, in a tree; else 0 */
-    bool sent; /* EVENT_OP_WHOLE: all that this peer sends of it is out, so that its buffers are free */
     struct id key, other;
     uint32_t rtt_us; /* EVENT_LINK_UP: its round trip time; 0: not known */
     uint16_t status;

@@ -249,7 +249,7 @@ void peer_fate_epoch_begun(struct peer *peer, const struct message_commit_epoch 
             peer_op_start(peer, index);
         }
     }
-    peer_op_check_conflict(peer);
+    peer_wait_check_conflict(peer);
 }
 
 void peer_fate_forget_marks(struct peer *peer, uint16_t count) {

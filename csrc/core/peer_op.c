@@ -214,30 +214,6 @@ void peer_op_forget(struct peer *peer, int index) {
     release(peer, index);
 }
 
-/* A running op is reported after `timeout`, then each time its age has doubled, and once when it is as
- * old as the straggler timeout. */
-static uint64_t next_report(const struct peer *peer, const struct peer_op *op) {
-    uint64_t age_ns = peer->now_ns - op->started_ns;
-    uint64_t next_ns = peer_timeout_ns(peer);
-    while (next_ns <= age_ns) {
-        next_ns *= 2;
-    }
-    uint64_t straggler_ns = peer->options.hello.straggler_timeout_ms * UINT64_C(1000000);
-    if (straggler_ns > age_ns && straggler_ns < next_ns) {
-        next_ns = straggler_ns;
-    }
-    return op->started_ns + next_ns;
-}
-
-static void report_waiting(struct peer *peer, const struct peer_op *op) {
-    struct message message = {.type = MESSAGE_OP_WAITING};
-    message.as.op_waiting.epoch = peer->epoch;
-    message.as.op_waiting.tag = op->tag;
-    message.as.op_waiting.number = op->number;
-    message.as.op_waiting.waited_ms = (uint32_t)((peer->now_ns - op->started_ns) / 1000000);
-    peer_send(peer, &message);
-}
-
 /* Asks the master to abort the op for all. */
 static void give_up(struct peer *peer, struct peer_op *op, uint16_t status, const char *reason) {
     op->accused = true;
@@ -281,7 +257,7 @@ void peer_op_start(struct peer *peer, int index) {
     op->commits_seen = op->number != 0 ? NUMBERED_BIT | op->number : peer->commits_seen;
     op->started_ns = peer->now_ns;
     op->told_ms = 0;
-    op->next_report_ns = next_report(peer, op);
+    op->next_report_ns = peer_wait_next_report(peer, op);
     watch(peer, op);
     const char *hindrance = op->served ? NULL : unfit_for(&peer->plan, &op->descriptor);
     emit_start(peer, index, hindrance != NULL);
@@ -351,11 +327,10 @@ void peer_op_call(struct peer *peer, const struct peer_event *event) {
         return;
     }
     peer_op_start(peer, index);
-    peer_op_check_conflict(peer);
+    peer_wait_check_conflict(peer);
 }
 
-/* Its caller goes on. From here on the op commits for all members that live on: this peer holds the result.
- */
+/* Its caller goes on. From here on the op commits for all members that live on: this peer has the result. */
 static void return_early(struct peer *peer, int index) {
     struct peer_op *op = &peer->ops[index];
     uint64_t call = op->call;
@@ -391,16 +366,13 @@ void peer_op_whole(struct peer *peer, const struct peer_event *event) {
     if (before != (int)event->op) { /* it is committed: all have called this one, which they do after it */
         peer_op_forget(peer, before);
     }
-    bool returns = op->descriptor.early && !op->served && !op->accused && event->sent &&
-                   peer->returned_count < MAX_KEPT_OPS;
+    bool returns = op->descriptor.early && !op->served && !op->accused && peer->returned_count < MAX_KEPT_OPS;
     if (!returns) {
         send_done(peer, op, false);
         return;
     }
     bool many = peer->returned_count >= MAX_KEPT_OPS / 2; /* there is to be room when it is needed */
-    /* One of several that can't return early would wait for the delay of all others, op after op. */
-    bool waited_for =
-        op->number == 0 || peer->ballot_waits || peer->close_waits || many || peer->plan.world > 2;
+    bool waited_for = op->number == 0 || peer->ballot_waits || peer->close_waits || many;
     if (many) {
         peer_op_say_done(peer);
     }
@@ -489,68 +461,7 @@ void peer_op_commit(struct peer *peer, const struct message_op *commit) {
     int next = peer_op_find(peer, op.tag);
     if (next != NO_OP && !peer_op_is_moving(&peer->ops[next])) { /* it has waited behind this one */
         peer_op_start(peer, next);
-        peer_op_check_conflict(peer);
-    }
-}
-
-/* The master asks who has joined: the members that are silent have not. */
-void peer_op_asked(struct peer *peer, const struct message_op_waiting *question) {
-    int index = peer_op_find_newest(peer, question->tag);
-    if (question->epoch == 0 || question->epoch != peer->epoch) {
-        return;
-    }
-    const struct numbered_tag *numbered = peer_number_find(peer, question->tag);
-    if (index != NO_OP && peer->ops[index].state == OP_RUNNING &&
-        peer->ops[index].number == question->number) {
-        report_waiting(peer, &peer->ops[index]);
-    } else if (numbered != NULL && question->number != 0 && question->number < numbered->next) {
-        struct message message = {.type = MESSAGE_OP_WAITING}; /* it is done here, though not said to be */
-        message.as.op_waiting = (struct message_op_waiting){
-            .epoch = peer->epoch, .tag = question->tag, .number = question->number};
-        peer_send(peer, &message);
-    }
-}
-
-static void report_conflict(struct peer *peer, struct peer_op *op) {
-    op->accused = true;
-    struct message message = {.type = MESSAGE_OP_CONFLICT};
-    message.as.op_conflict = (struct message_op_conflict){
-        .epoch = peer->epoch, .tag = op->tag, .kind = peer->open_vote, .mine = op->descriptor};
-    peer_send(peer, &message);
-}
-
-/* are_peers_pending may be called while ops run, so that its caller may yet join this one, and this peer
- * may yet call it: but not when its user's thread has been waiting in the op for so long, for just that
- * caller. */
-static void check_pending_conflict(struct peer *peer, struct peer_op *op,
-                                   const struct message_stragglers *stragglers) {
-    for (uint16_t i = 0; i < stragglers->named; i++) {
-        if (peer->open_vote == VOTE_PEERS_PENDING && op->blocking && peer_op_is_moving(op) && !op->accused &&
-            id_equal(&stragglers->peers[i], &peer->open_voter)) {
-            report_conflict(peer, op);
-        }
-    }
-}
-
-void peer_op_stragglers(struct peer *peer, const struct message_stragglers *stragglers) {
-    int index = peer_op_find_newest(peer, stragglers->tag);
-    if (stragglers->epoch != peer->epoch || index == NO_OP) {
-        return;
-    }
-    struct peer_op *op = &peer->ops[index];
-    check_pending_conflict(peer, op, stragglers);
-    /* Everybody who waits has it asked at doubling intervals of its own; those of all together would be a
-     * line each. */
-    if (stragglers->waited_ms < op->told_ms + op->told_ms / 2) {
-        return;
-    }
-    op->told_ms = stragglers->waited_ms;
-    for (uint16_t i = 0; i < stragglers->named; i++) {
-        char label[PEER_LABEL_BYTES];
-        peer_log(peer, PEER_LOG_WARN,
-                 "peer %s has not called the collective with tag %" PRIu64 " for %.1f s (%u missing)",
-                 peer_label(peer, &stragglers->peers[i], label), stragglers->tag, stragglers->waited_ms / 1e3,
-                 (unsigned)stragglers->total);
+        peer_wait_check_conflict(peer);
     }
 }
 
@@ -570,26 +481,6 @@ void peer_op_fail_called(struct peer *peer, uint16_t status, const char *text) {
     }
 }
 
-void peer_op_check_conflict(struct peer *peer) {
-    if (peer->open_vote == VOTE_NONE || peer->open_vote == VOTE_PEERS_PENDING) {
-        return;
-    }
-    /* The voter had no op in flight when it voted and can start none now, and the messages of the master
-     * keep their order: whatever still runs here will never be joined by it. One is enough to end the epoch.
-     * It is the one that the voter is excused from calling: that in which the user's thread waits here, if
-     * any. */
-    struct peer_op *found = NULL;
-    for (int index = peer->first_op; index != NO_OP; index = peer->ops[index].next) {
-        struct peer_op *op = &peer->ops[index];
-        if (peer_op_is_moving(op) && !op->accused && (found == NULL || (op->blocking && !found->blocking))) {
-            found = op;
-        }
-    }
-    if (found != NULL) {
-        report_conflict(peer, found);
-    }
-}
-
 static void op_tick(struct peer *peer, int index) {
     struct peer_op *op = &peer->ops[index];
     say_done(peer, op);
@@ -600,8 +491,8 @@ static void op_tick(struct peer *peer, int index) {
         }
     }
     if (op->state == OP_RUNNING && peer->now_ns >= op->next_report_ns) {
-        report_waiting(peer, op);
-        op->next_report_ns = next_report(peer, op);
+        peer_wait_report(peer, op);
+        op->next_report_ns = peer_wait_next_report(peer, op);
     }
 }
 

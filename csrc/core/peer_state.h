@@ -48,8 +48,7 @@ struct peer_op {
 
 enum { OP_BUCKETS = 1024, NO_OP = -1 };
 
-/* A tag under which small ops follow each other without waiting for commits: all members number them alike.
- */
+/* A tag under which small ops follow each other without waiting for commits: all number them alike. */
 struct numbered_tag {
     uint64_t tag, next; /* the number of the next op; 0: the place is free */
     uint32_t check;     /* over all results since, of those that each peer has worked out for itself */
@@ -79,8 +78,7 @@ struct peer {
     char out_reason[MAX_REASON_BYTES + 1];
     struct id id, run;
     uint64_t connect_call, close_call; /* 0: none */
-    /* For the commit of ops that were returned early: the goodbye is said then. All other calls have ended.
-     */
+    /* For the commit of ops returned early: the goodbye is said then. All other calls have ended. */
     bool close_waits;
     uint64_t phase_deadline_ns; /* of CONNECTING, GREETING and LEAVING, and of `close_waits` */
     uint64_t last_heard_ns, next_heartbeat_ns;
@@ -163,13 +161,9 @@ void peer_op_whole(struct peer *peer, const struct peer_event *event);
 void peer_op_mismatch(struct peer *peer, const struct peer_event *event);
 void peer_op_refused(struct peer *peer, const struct peer_event *event);
 void peer_op_commit(struct peer *peer, const struct message_op *commit);
-void peer_op_asked(struct peer *peer, const struct message_op_waiting *question);
-void peer_op_stragglers(struct peer *peer, const struct message_stragglers *stragglers);
 void peer_op_fail_all(struct peer *peer, uint16_t status, const char *text);
 /* Those that have not been returned. */
 void peer_op_fail_called(struct peer *peer, uint16_t status, const char *text);
-/* Tells the master of ops that can't end because a member waits in the open joint call. */
-void peer_op_check_conflict(struct peer *peer);
 void peer_op_tick(struct peer *peer);
 uint64_t peer_op_deadline(const struct peer *peer);
 /* The oldest with this tag, or NO_OP; behind one that was returned early there may be one more. */
@@ -187,6 +181,15 @@ void peer_op_start(struct peer *peer, int index);
 void peer_op_stop(struct peer *peer, int index); /* if it moves */
 /* Ends it, and its call unless that has returned. */
 void peer_op_fail(struct peer *peer, int index, uint16_t status, const char *text);
+
+/* peer_wait.c */
+/* When the master is to be told, the next time, that a running op waits. */
+uint64_t peer_wait_next_report(const struct peer *peer, const struct peer_op *op);
+void peer_wait_report(struct peer *peer, const struct peer_op *op);
+void peer_wait_asked(struct peer *peer, const struct message_op_waiting *question);
+void peer_wait_stragglers(struct peer *peer, const struct message_stragglers *stragglers);
+/* Tells the master of ops that can't end because a member waits in the open joint call. */
+void peer_wait_check_conflict(struct peer *peer);
 
 /* peer_fate.c */
 void peer_fate_epoch_ended(struct peer *peer, const struct message_propose *propose);

@@ -103,7 +103,7 @@ void peer_vote_sync_report(struct peer *peer, const struct message_sync_report *
 void peer_vote_opened(struct peer *peer, const struct message_vote *vote) {
     peer->open_vote = vote->kind;
     peer->open_voter = vote->peer;
-    peer_op_check_conflict(peer);
+    peer_wait_check_conflict(peer);
 }
 
 void peer_vote_waiting(struct peer *peer, const struct message_stragglers *stragglers) {

@@ -57,10 +57,11 @@ struct op {
     uint32_t grants[MAX_EDGES];
     struct list ready;               /* in link.ready or link.starved while it has a chunk to send there */
     struct list granting[MAX_EDGES]; /* in link.granting until that GRANT, or CALLED, is out */
+    uint32_t chunks_in_batches;      /* of streams that have not written them to the end */
 
     struct list reporting;
-    uint8_t reports; /* set of enum op_report */
-    bool mismatched; /* once is enough */
+    uint8_t reports;                  /* set of enum op_report */
+    bool told_whole, told_mismatched; /* once is enough */
     struct id other;
     struct op_descriptor theirs;
 };
@@ -117,6 +118,8 @@ bool engine_data_begin(struct engine *engine, struct stream *stream);
 bool engine_data_end(struct engine *engine, struct stream *stream, bool cancelled);
 /* Fills the stream's empty batch with what is to go out. */
 void engine_pull(struct engine *engine, struct stream *stream);
+/* The batch is written. */
+void engine_batch_out(struct engine *engine, struct stream *stream);
 
 /* The work on the bytes of one chunk. They touch nothing else, and may come from several threads at once, for
  * chunks that lie in different places, while nobody is in any other function of the engine. */
@@ -140,7 +143,7 @@ uint32_t engine_grant_number(const struct engine *engine, const struct op *op);
 void engine_op_moved(struct engine *engine, struct op *op);
 /* Grants the op to whom it receives from in the first such step from `step` on. */
 void engine_offer(struct engine *engine, struct op *op, uint32_t step);
-/* Reports it if it is. */
+/* Reports the op if it is whole, and all that it sends has left if it may be returned early. */
 void engine_check_whole(struct engine *engine, struct op *op);
 /* Where the elements of `range` lie in a buffer of the op. */
 uint8_t *engine_place(const struct op *op, uint8_t buffer, uint8_t level, struct chunk_range range);
@@ -148,6 +151,8 @@ uint8_t *engine_place(const struct op *op, uint8_t buffer, uint8_t level, struct
  * the op fails. Does nothing the second time, or where there is nothing to save. */
 void engine_save_input(struct op *op, uint32_t segment, uint32_t chunk);
 void engine_report(struct engine *engine, struct op *op, enum op_report report);
+/* No chunk of the op is larger. */
+uint32_t engine_largest_chunk_bytes(const struct op *op);
 /* What an early chunk takes of the window. */
 uint32_t engine_eager_cost(uint32_t payload_bytes);
 

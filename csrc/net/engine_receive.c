@@ -20,8 +20,8 @@ static bool is_mismatch(struct engine *engine, struct op *op, const struct link 
     if (same_descriptor(&op->call->descriptor, &frame->descriptor)) {
         return false;
     }
-    if (!op->mismatched) {
-        op->mismatched = true;
+    if (!op->told_mismatched) {
+        op->told_mismatched = true;
         op->other = link->member.id;
         op->theirs = frame->descriptor;
         engine_report(engine, op, REPORT_MISMATCH);

@@ -374,13 +374,21 @@ static bool write_link(struct link *link) {
     return has_output(link, &link->streams[link->turn]);
 }
 
+/* An op sends its chunks one after the other: what one link has sent may give another, that had nothing left,
+ * something to write. Who has more than a batch waits for the next turn. */
 void link_set_write(struct link_set *set) {
-    for (int i = 0; i < MAX_LINKS; i++) {
-        struct link *link = &set->links[i];
-        if (link->state == LINK_UP && link->wants_write) {
-            link->wants_write = write_link(link);
+    bool has_more[MAX_LINKS] = {false};
+    bool written;
+    do {
+        written = false;
+        for (int i = 0; i < MAX_LINKS; i++) {
+            struct link *link = &set->links[i];
+            if (!has_more[i] && link->state == LINK_UP && link->wants_write) {
+                link->wants_write = has_more[i] = write_link(link);
+                written = true;
+            }
         }
-    }
+    } while (written);
 }
 
 bool link_set_is_building(const struct link_set *set) {

@@ -385,6 +385,7 @@ static bool judge_sent(struct stream *stream, ssize_t size) {
         stream->link->last_sent_ns = clock_now_ns();
     }
     if (stream->out.sent == stream->out.bytes) {
+        engine_batch_out(stream->link->set->engine, stream);
         stream->out.count = 0;
     }
     return true;

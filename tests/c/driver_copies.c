@@ -74,8 +74,7 @@ static struct counts take_counts(void) {
                            .checked = atomic_exchange(&checked, 0)};
 }
 
-/* Of all peers together, for `bytes` of each. What comes with a header is read with it, and moved from there.
- */
+/* Of all peers together. What comes with a header is read with it, and moved from there. */
 static void require_counts(const struct counts *counts, bool in_place) {
     size_t bytes = count * sizeof(float), world = (size_t)peers;
     printf("%zu peers, %s: copied %.4f, saved %.4f, reduced %.4f, checked %.4f of the buffers\n", world,

@@ -174,8 +174,7 @@ static void fill_event(const struct peer *peer, struct peer_event *event, struct
         event->key =
             peer->link_count > 0 ? peer->links[detail % peer->link_count].key : (struct id){{detail}};
     } else {
-        event->op = (control & 4) != 0 ? detail : detail % 4; /* few are in flight */
-        event->sent = (control & 2) != 0;
+        event->op = (control & 4) != 0 ? detail : detail % 4;           /* few are in flight */
         event->descriptor = (struct op_descriptor){.kind = OP_BARRIER}; /* what another calls */
         event->status = pcclOutOfMemory;
     }

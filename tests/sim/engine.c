@@ -28,6 +28,8 @@ static void send_frame(struct link_end *link, const struct frame *frame, const i
     }
 }
 
+enum { MAX_LEAVING_NS = 20000000 };
+
 /* Grants the op to whom it receives from in the first such step from `step` on. */
 static void offer(struct process *process, struct sim_op *op, uint32_t step) {
     const struct schedule *schedule = &op->transfer.schedule;
@@ -196,12 +198,12 @@ static void tell_if_whole(struct process *process, uint32_t index) {
     }
     op->whole = true;
     struct posted_event *posted = arena_take(sizeof *posted);
-    /* Now and then not all of it has left yet. */
-    op->sent = op->transfer.sent == op->transfer.queued && !chance(&process->world->random_user, 5);
-    posted->event = (struct peer_event){
-        .kind = PEER_EVENT_OP_WHOLE, .op = index, .check = result_check(op), .sent = op->sent};
+    posted->event = (struct peer_event){.kind = PEER_EVENT_OP_WHOLE, .op = index, .check = result_check(op)};
     posted->op_generation = op->generation;
-    post(process->world, 0, EVENT_PEER, process, posted, 0);
+    /* An op that may be returned early is told when all of it has left, which now and then takes a while. */
+    bool leaves_late = op->call->descriptor.early && chance(&process->world->random_user, 5);
+    uint64_t delay_ns = leaves_late ? below(&process->world->random_user, MAX_LEAVING_NS) : 0;
+    post(process->world, delay_ns, EVENT_PEER, process, posted, 0);
 }
 
 static void store(struct sim_op *op, const struct step *step, struct chunk_range range,
@@ -492,7 +494,7 @@ static void expect_complete(struct process *process, struct call *call) {
 
 void op_keep(struct process *process, const struct peer_action *action) {
     struct sim_op *op = find_op(process, action);
-    if (op->kept || !op->active || !op->sent || !op->call->descriptor.early) {
+    if (op->kept || !op->active || !op->call->descriptor.early) {
         violate(process->world, 2, "%s: tag %" PRIu64 " is kept and should not be", process->name,
                 op->call->tag);
     }

@@ -137,7 +137,6 @@ struct call {
 
 struct sim_op {
     bool active, unfit, whole, mismatch_told, awaits_called;
-    bool sent;           /* as it was told: all that it sends has left */
     bool kept, served;   /* kept: `result` outlives its call; served: it is being broadcast */
     struct call *call;   /* whose op moves: the user's, or one made up for the broadcast */
     struct call *origin; /* the user's */
