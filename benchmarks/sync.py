@@ -21,6 +21,7 @@ import numpy
 
 import pccl
 
+from . import loopback
 from .command import exit_status, new_parser, whole_number
 from .control import serve
 from .elements import size_bytes
@@ -115,16 +116,16 @@ class _Worker:
         return {"seconds": time.perf_counter() - begin}
 
     def listen(self) -> Any:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        return {"port": self._listener.getsockname()[1]}
+        self._listener, port = loopback.listen()
+        return {"port": port}
 
     def accept(self) -> Any:
         assert self._listener is not None
-        self._socket, _ = self._listener.accept()
+        self._socket = loopback.accept(self._listener)
         return {}
 
     def connect(self, port: int) -> Any:
-        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._socket = loopback.connect(port)
         return {}
 
     def send(self) -> Any:

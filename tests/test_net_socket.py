@@ -94,6 +94,25 @@ def test_accepted_and_connected_sockets_have_the_options(listener: socket.socket
             assert server.getsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT) == 70000
 
 
+def congestion_control(sock: socket.socket) -> bytes:
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+
+
+@pytest.mark.parametrize("host, local", [("127.0.0.1", True), ("127.0.0.2", False)])
+def test_between_two_addresses_the_congestion_control_is_the_systems(host: str, local: bool) -> None:
+    with socket.create_server((host, 0)) as listener, socket.socket() as other:
+        expected = b"reno" if local else congestion_control(other)
+        near = ("127.0.0.1", 0)
+        check = options()
+        with socket.create_connection(listener.getsockname(), source_address=near) as client:
+            wait_for(listener)
+            with adopt(lib.socket_accept(listener.fileno(), check, ffi.new("struct address *"))) as server:
+                assert lib.socket_connect_result(client.fileno()) == 0
+                for sock in (client, server):
+                    assert congestion_control(sock) == expected
+                    assert lib.socket_is_local(sock.fileno()) == local
+
+
 def test_connecting_where_nobody_listens_is_refused() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

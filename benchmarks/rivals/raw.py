@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from .. import loopback
 from ..control import serve
 from ..elements import numpy_dtype
 from ..launch import Team, python_command
@@ -130,15 +131,14 @@ class _Worker:
 
     def answer(self, request: Any) -> Any:
         if "listen" in request:
-            self._listener = socket.create_server(("127.0.0.1", 0))
-            return {"port": self._listener.getsockname()[1]}
+            self._listener, port = loopback.listen()
+            return {"port": port}
         if "accept" in request or "connect" in request:
             if "accept" in request:
                 assert self._listener is not None
-                self._socket, _ = self._listener.accept()
+                self._socket = loopback.accept(self._listener)
             else:
-                self._socket = socket.create_connection(("127.0.0.1", request["connect"]))
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._socket = loopback.connect(request["connect"])
             return {}
         assert self._socket is not None
         return dataclasses.asdict(_measure(self._socket, Request(**request)))

@@ -140,11 +140,6 @@ static bool send_greeting(const struct stream *stream, int fd) {
     return send(fd, bytes, sizeof bytes, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)sizeof bytes;
 }
 
-static bool is_on_this_machine(int fd) {
-    struct address here = socket_local_address(fd), there = socket_remote_address(fd);
-    return here.family == there.family && memcmp(here.bytes, there.bytes, sizeof here.bytes) == 0;
-}
-
 static void stream_is_open(struct stream *stream) {
     struct link *link = stream->link;
     stream->state = STREAM_OPEN;
@@ -155,7 +150,7 @@ static void stream_is_open(struct stream *stream) {
         link->last_sent_ns = link->last_heard_ns;
         link->state = LINK_UP;
         link->rtt_us = socket_rtt_us(stream->item.fd);
-        link->is_local = is_on_this_machine(stream->item.fd);
+        link->is_local = socket_is_local(stream->item.fd);
         link->report = true;
         link->ping_due = true; /* tells the other side how often we want to hear from it */
         link->wants_write = true;

@@ -1,5 +1,5 @@
 /* TCP sockets as the library uses them: every descriptor made here is non-blocking, closed on exec and
- * has TCP_NODELAY. Functions that return an int give a descriptor or 0 on success and a negative errno
+ * has TCP_NODELAY, and Reno between two ends on one machine. Functions that return an int give a descriptor or 0 on success and a negative errno
  * value on failure; strerror(-result) is its text. None blocks, but socket_resolve(). Any thread. */
 #ifndef PCCL_NET_SOCKET_H
 #define PCCL_NET_SOCKET_H
@@ -45,6 +45,9 @@ uint32_t socket_rtt_us(int fd);
  * IPv4. Family ADDRESS_NONE if the system does not know. */
 struct address socket_local_address(int fd);
 struct address socket_remote_address(int fd);
+
+/* Both ends of the connection are on this machine. */
+bool socket_is_local(int fd);
 
 /* Public form <-> own form. False if `protocol` is neither. An IPv4-mapped IPv6 address becomes IPv4. */
 bool address_from_public(const ccoip_socket_address_t *from, struct address *to);
