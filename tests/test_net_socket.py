@@ -98,7 +98,7 @@ def congestion_control(sock: socket.socket) -> bytes:
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
 
 
-@pytest.mark.parametrize("host, local", [("127.0.0.1", True), ("127.0.0.2", False)])
+@pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("127.0.0.2", False)])
 def test_between_two_addresses_the_congestion_control_is_the_systems(host: str, local: bool) -> None:
     with socket.create_server((host, 0)) as listener, socket.socket() as other:
         expected = b"reno" if local else congestion_control(other)
