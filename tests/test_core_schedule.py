@@ -13,6 +13,7 @@ ffi, lib = load(
     "base/id.h",
     "base/address.h",
     "wire/message.h",
+    "wire/frame.h",
     "core/schedule.h",
     "core/ring.h",
     "core/tree.h",
@@ -85,6 +86,18 @@ def test_segments_and_chunks_part_the_buffer(world: int, element_bytes: int) -> 
                 assert 0 < part.count * element_bytes <= lib.MAX_CHUNK_BYTES
         assert end == count
         assert longest == schedule.chunks_per_segment
+
+
+@pytest.mark.parametrize("segment_bytes", [1 << 16, 100_000, 1 << 17, 1 << 18, 1 << 20, 3_000_000, 1 << 26])
+def test_no_chunk_begins_a_tcp_segment_of_loopback_for_its_last_bytes(segment_bytes: int) -> None:
+    """Long ones fill four segments, as many as a write should carry; short ones are few."""
+    segment = 65463  # IPv6 over an MTU of 65536, with timestamps; 20 bytes more in IPv4
+    schedule = make(lib.OP_ALL_REDUCE, RING, 0, 2, 2 * segment_bytes, size=1)
+    headers = lib.FRAME_HEADER_BYTES + lib.FRAME_TRAILER_BYTES
+    assert schedule.chunk_elements + headers <= 4 * segment
+    fewest = -(-segment_bytes // (4 * segment - headers))
+    assert schedule.chunks_per_segment <= max(fewest + fewest // 100, 2)
+    assert schedule.chunk_elements >= min(segment_bytes, 64 * 1024)
 
 
 @pytest.mark.parametrize("world", WORLDS)

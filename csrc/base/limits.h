@@ -27,9 +27,9 @@ enum {
     HEARTBEATS_PER_TIMEOUT = 10,
 
     DEFAULT_STREAMS = 4,
-    MAX_DATA_THREADS = 16,          /* of one communicator, the one that drives it included */
-    MAX_AUTOMATIC_DATA_THREADS = 4, /* unless the user asks for more */
-    MIN_CHUNK_BYTES = 16 * 1024,
+    MAX_DATA_THREADS = 16,                /* of one communicator, the one that drives it included */
+    MAX_AUTOMATIC_DATA_THREADS = 4,       /* unless the user asks for more */
+    MIN_CHUNK_BYTES = 64 * 1024,          /* of a segment that is cut at all */
     MAX_CHUNK_BYTES = 1024 * 1024,        /* no data frame carries more */
     EAGER_OP_BYTES = 64 * 1024,           /* ops up to this size do not wait for a grant */
     EARLY_RETURN_BYTES = 64 * 1024,       /* results up to this size can be returned before the commit */

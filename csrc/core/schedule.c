@@ -6,15 +6,22 @@
 #include "base/limits.h"
 #include "core/ring.h"
 #include "core/tree.h"
+#include "wire/frame.h"
 #include "wire/message.h"
 
 enum {
     BLOCK_BYTES = 64, /* a cache line: segments that are dealt out, and all chunks, begin at whole ones */
-    /* Large enough that a write of one carries what loopback and wide links can, small enough to stay in
-     * a core's own cache from the wire through the reduction and back to the wire. */
-    USUAL_CHUNK_BYTES = 256 * 1024,
-    /* A short segment is still cut in this many, so that its wire time and its arithmetic overlap. */
-    CHUNKS_TO_OVERLAP = 4,
+    /* Large enough that a write of one carries what loopback and wide links can, small enough to stay in a
+     * core's own cache from the wire through the reduction and back to the wire. Its frame fills TCP segments
+     * of the loopback device (IPv6, with timestamps: the smallest) to the end: one that begins another one
+     * costs a sixth more time. */
+    LOOPBACK_SEGMENT_BYTES = 65463,
+    USUAL_FRAME_BYTES = 4 * LOOPBACK_SEGMENT_BYTES,
+    USUAL_CHUNK_BYTES =
+        (USUAL_FRAME_BYTES - FRAME_HEADER_BYTES - FRAME_TRAILER_BYTES) / BLOCK_BYTES * BLOCK_BYTES,
+    /* A shorter segment is cut in this many, so that its wire time and its arithmetic overlap, if they are
+     * not too small: a frame costs as much as some tens of KiB. */
+    CHUNKS_TO_OVERLAP = 2,
 };
 
 _Static_assert(MAX_PEERS <= 1 << (MAX_EDGES - EDGE_CUBE), "an edge for each dimension of the largest cube");
@@ -27,10 +34,15 @@ static uint64_t least(uint64_t a, uint64_t b) {
     return a < b ? a : b;
 }
 
+/* All chunks of a segment are of one size, but for what the last one lacks. */
 static uint64_t chunk_bytes_for(uint64_t segment_bytes) {
-    uint64_t bytes = segment_bytes / CHUNKS_TO_OVERLAP;
-    bytes = bytes < MIN_CHUNK_BYTES ? MIN_CHUNK_BYTES : bytes;
-    return least(bytes, USUAL_CHUNK_BYTES);
+    if (segment_bytes == 0) { /* of a barrier: there are none */
+        return BLOCK_BYTES;
+    }
+    uint64_t least_chunks = divide_up(segment_bytes, USUAL_CHUNK_BYTES);
+    uint64_t chunks = least(CHUNKS_TO_OVERLAP, segment_bytes / MIN_CHUNK_BYTES);
+    chunks = chunks < least_chunks ? least_chunks : chunks;
+    return divide_up(segment_bytes, chunks);
 }
 
 /* Each rank has as much in its segment, as the caller said. */
