@@ -100,8 +100,9 @@ int socket_set_options(int fd, const struct socket_options *options) {
     return error;
 }
 
-/* The system's default algorithm may be one for far links (BBR paces what it sends, which takes a third of the
- * processor time of a loopback connection). Where nothing is lost and no queue is between, Reno does least. */
+/* The system's default algorithm may be one for far links (BBR paces what it sends, which takes a third of
+ * the processor time of a loopback connection). Where nothing is lost and no queue is between, Reno does
+ * least. */
 static void set_congestion_control(int fd) {
 #ifdef TCP_CONGESTION
     static const char reno[] = "reno"; /* the one that every kernel has, for every user */
