@@ -99,7 +99,7 @@ def congestion_control(sock: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("127.0.0.2", False)])
-def test_between_two_addresses_the_congestion_control_is_the_systems(host: str, local: bool) -> None:
+def test_only_within_a_machine_a_connection_is_tuned_for_loopback(host: str, local: bool) -> None:
     with socket.create_server((host, 0)) as listener, socket.socket() as other:
         expected = b"reno" if local else congestion_control(other)
         near = ("127.0.0.1", 0)
@@ -110,6 +110,8 @@ def test_between_two_addresses_the_congestion_control_is_the_systems(host: str, 
                 assert lib.socket_connect_result(client.fileno()) == 0
                 for sock in (client, server):
                     assert congestion_control(sock) == expected
+                    window = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP)
+                    assert (window == 512 * 1024) == local
                     assert lib.socket_is_local(sock.fileno()) == local
 
 

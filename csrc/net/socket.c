@@ -10,6 +10,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+enum { LOCAL_WINDOW_BYTES = 512 * 1024 };
+
 union native {
     struct sockaddr any;
     struct sockaddr_in ipv4;
@@ -100,14 +102,24 @@ int socket_set_options(int fd, const struct socket_options *options) {
     return error;
 }
 
-/* The system's default algorithm may be one for far links (BBR paces what it sends, which takes a third of
- * the processor time of a loopback connection). Where nothing is lost and no queue is between, Reno does
- * least. */
-static void set_congestion_control(int fd) {
-#ifdef TCP_CONGESTION
-    static const char reno[] = "reno"; /* the one that every kernel has, for every user */
+#ifdef __linux__
+/* Between two ends on one machine. */
+static void tune_local(int fd) {
+    /* The system's default may be for far links: BBR paces what it sends, which takes a third of the
+     * processor time. Where nothing is lost and no queue is between, Reno does least; every kernel has it,
+     * for every user. */
+    static const char reno[] = "reno";
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, reno, sizeof reno - 1);
+    /* The system would let tens of MiB wait to be read, out of the caches. */
+    (void)set_integer(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, LOCAL_WINDOW_BYTES);
+}
+#endif
+
+/* Of a connection that is there. What can't be set stays as the system has it. */
+static void tune(int fd) {
+#ifdef __linux__
     if (socket_is_local(fd)) {
-        (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, reno, sizeof reno - 1);
+        tune_local(fd);
     }
 #else
     (void)fd;
@@ -185,7 +197,7 @@ int socket_accept(int listener, const struct socket_options *options, struct add
                 close(fd);
                 continue;
             }
-            set_congestion_control(fd);
+            tune(fd);
             *remote_out = from_native(&native);
             return fd;
         }
@@ -238,7 +250,7 @@ int socket_connect_result(int fd) {
     if (same_address(&local, &remote)) {
         return -ECONNREFUSED;
     }
-    set_congestion_control(fd);
+    tune(fd);
     return 0;
 }
 

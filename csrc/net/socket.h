@@ -1,7 +1,7 @@
 /* TCP sockets as the library uses them: every descriptor made here is non-blocking, closed on exec and
- * has TCP_NODELAY, and Reno between two ends on one machine. Functions that return an int give a descriptor
- * or 0 on success and a negative errno value on failure; strerror(-result) is its text. None blocks, but
- * socket_resolve(). Any thread. */
+ * has TCP_NODELAY, and what suits loopback between two ends on one machine. Functions that return an int give
+ * a descriptor or 0 on success and a negative errno value on failure; strerror(-result) is its text. None
+ * blocks, but socket_resolve(). Any thread. */
 #ifndef PCCL_NET_SOCKET_H
 #define PCCL_NET_SOCKET_H
 
