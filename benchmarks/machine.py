@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cpu_model", "machine"]
+__all__ = ["congestion_control", "cpu_model", "machine"]
 
 
 def cpu_model() -> str:
@@ -20,6 +20,14 @@ def cpu_model() -> str:
     return names[0] if names else platform.machine()
 
 
+def congestion_control() -> str:
+    """What TCP connections get that ask for nothing: those of the rivals."""
+    try:
+        return Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    except OSError:
+        return "unknown"
+
+
 def machine() -> dict[str, Any]:
     """For JSON."""
     return {
@@ -27,5 +35,6 @@ def machine() -> dict[str, Any]:
         "model": cpu_model(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()}",
+        "congestion_control": congestion_control(),
         "python": platform.python_version(),
     }

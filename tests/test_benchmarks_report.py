@@ -168,5 +168,5 @@ def test_the_table_is_measured_and_written(tmp_path) -> None:
     assert text.startswith(f"above\n{record.BEGIN}\n| peers |")
     assert text.endswith(f"{record.END}\nbelow\n")
     assert len([line for line in text.splitlines() if line.startswith("|")]) == 2 + 2 * 2 * 2
-    for word in (record.COMMAND, "load average", "cores", "Linux"):
+    for word in (record.COMMAND, "load average", "cores", "Linux", "congestion control"):
         assert word in text, word
