@@ -93,7 +93,7 @@ def _origin(load: float, date: str) -> str:
     here = machine()
     return (
         f"`{COMMAND}`, {date}: {here['model']}, {here['cores']} cores, {here['system']}; "
-        f"congestion control of the system {here['congestion_control']}; load average at the start {load:.2f}."
+        f"congestion control {here['congestion_control']}; load average at the start {load:.2f}."
     )
 
 
