@@ -1,15 +1,18 @@
 """Builds the simulator, as it is or with a fault planted in the machines, with the C compiler alone."""
 
+import functools
 import hashlib
 import os
 import shlex
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 OUTPUT = ROOT / "build" / "sim"
+OBJECTS = OUTPUT / "objects"
 FLAGS = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
 # setjmp leaves a run that has failed; nothing that it lives on is a local variable
 FLAGS += ["-Wno-clobbered"] if os.environ.get("CC", "gcc").endswith("gcc") else []
@@ -28,18 +31,32 @@ def build(name: str = "sim", tree: Path = ROOT, flags: list[str] | None = None) 
     sources += [tree / source for source in LIBRARY_SOURCES]
     headers = sorted((tree / "csrc").glob("*/*.h")) + sorted(HERE.glob("*.h"))
     command = [*shlex.split(os.environ.get("CC", "gcc")), *FLAGS, *(flags or [])]
-    digest = hashlib.sha256(" ".join(command).encode())
-    for file in sources + headers:
-        digest.update(file.read_bytes())
-    program = OUTPUT / name
-    stamp = OUTPUT / f"{name}.stamp"
-    if program.exists() and stamp.exists() and stamp.read_text() == digest.hexdigest():
-        return program
-    OUTPUT.mkdir(parents=True, exist_ok=True)
+    common = hashlib.sha256(" ".join(command).encode())
+    for header in headers:
+        common.update(header.read_bytes())
     include = [f"-I{tree / 'csrc'}", f"-I{tree / 'csrc/include'}", f"-I{ROOT}"]
-    subprocess.run([*command, *include, "-o", str(program), *map(str, sources)], check=True, cwd=ROOT)
-    stamp.write_text(digest.hexdigest())
+    with ThreadPoolExecutor(os.cpu_count()) as compilers:
+        compile_one = functools.partial(_object, [*command, *include], common)
+        objects = list(compilers.map(compile_one, sources))
+    program, stamp = OUTPUT / name, OUTPUT / f"{name}.stamp"
+    expected = "\n".join(file.name for file in objects)
+    if not program.exists() or not stamp.exists() or stamp.read_text() != expected:
+        subprocess.run([*command, "-o", str(program), *map(str, objects)], check=True, cwd=ROOT)
+        stamp.write_text(expected)
     return program
+
+
+def _object(command: list[str], common: "hashlib._Hash", source: Path) -> Path:
+    """What `source` compiles to. Mutants differ in one file: they share the objects of the others."""
+    digest = common.copy()
+    digest.update(source.read_bytes())
+    path = OBJECTS / f"{source.stem}-{digest.hexdigest()[:32]}.o"
+    if not path.exists():
+        OBJECTS.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        subprocess.run([*command, "-c", "-o", str(unfinished), str(source)], check=True, cwd=ROOT)
+        unfinished.replace(path)
+    return path
 
 
 def build_mutant(name: str, mutation: "Mutation") -> Path:
