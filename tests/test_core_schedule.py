@@ -89,7 +89,7 @@ def test_segments_and_chunks_part_the_buffer(world: int, element_bytes: int) -> 
 
 
 @pytest.mark.parametrize("segment_bytes", [1 << 16, 100_000, 1 << 17, 1 << 18, 1 << 20, 3_000_000, 1 << 26])
-def test_no_chunk_begins_a_tcp_segment_of_loopback_for_its_last_bytes(segment_bytes: int) -> None:
+def test_no_frame_needs_more_than_four_tcp_segments_of_loopback(segment_bytes: int) -> None:
     """Long ones fill four segments, as many as a write should carry; short ones are few."""
     segment = 65463  # IPv6 over an MTU of 65536, with timestamps; 20 bytes more in IPv4
     schedule = make(lib.OP_ALL_REDUCE, RING, 0, 2, 2 * segment_bytes, size=1)

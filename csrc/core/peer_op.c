@@ -1,7 +1,5 @@
 /* The life of an op at a peer: called, running, whole, and then the master's verdict. */
-#include <inttypes.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "base/check.h"
 #include "core/peer_state.h"

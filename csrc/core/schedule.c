@@ -12,9 +12,9 @@
 enum {
     BLOCK_BYTES = 64, /* a cache line: segments that are dealt out, and all chunks, begin at whole ones */
     /* Large enough that a write of one carries what loopback and wide links can, small enough to stay in a
-     * core's own cache from the wire through the reduction and back to the wire. Its frame fills TCP segments
-     * of the loopback device (IPv6, with timestamps: the smallest) to the end: one that begins another one
-     * costs a sixth more time. */
+     * core's own cache from the wire through the reduction and back to the wire. The frame of the largest
+     * fills four TCP segments of the loopback device (IPv6, with timestamps: the smallest): a few bytes more,
+     * and a large op takes a sixth more time. */
     LOOPBACK_SEGMENT_BYTES = 65463,
     USUAL_FRAME_BYTES = 4 * LOOPBACK_SEGMENT_BYTES,
     USUAL_CHUNK_BYTES =

@@ -207,8 +207,8 @@ static bool is_out(const struct op *op) {
 
 void engine_check_whole(struct engine *engine, struct op *op) {
     bool told = (op->granted & op->sends_over) == op->sends_over && !op->awaits_called;
-    bool returns_early = op->kept != NULL; /* or may do so: its buffers are to be free then */
-    if (!op->told_whole && told && transfer_whole(&op->transfer) && (!returns_early || is_out(op))) {
+    bool may_return = op->kept != NULL; /* early: its buffers are to be free then */
+    if (!op->told_whole && told && transfer_whole(&op->transfer) && (!may_return || is_out(op))) {
         op->told_whole = true;
         engine_report(engine, op, REPORT_WHOLE);
     }

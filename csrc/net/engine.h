@@ -57,7 +57,9 @@ struct op {
     uint32_t grants[MAX_EDGES];
     struct list ready;               /* in link.ready or link.starved while it has a chunk to send there */
     struct list granting[MAX_EDGES]; /* in link.granting until that GRANT, or CALLED, is out */
-    uint32_t chunks_in_batches;      /* of streams that have not written them to the end */
+    /* Of streams that have not written them to the end. Those that a link took along when it failed are
+     * counted for ever: the op ends with its epoch. */
+    uint32_t chunks_in_batches;
 
     struct list reporting;
     uint8_t reports;                  /* set of enum op_report */

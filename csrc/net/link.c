@@ -349,8 +349,7 @@ static bool has_output(const struct link *link, const struct stream *stream) {
            (stream->out.count > 0 || engine_has_output(link));
 }
 
-/* One stream writes one batch, the next one in turn that can. Returns whether there is more to write. To
- * write no more than this between two reads keeps what waits in the kernel short, and in the caches. */
+/* One stream writes one batch, the next one in turn that can. Returns whether there is more to write. */
 static bool write_link(struct link *link) {
     bool written = false;
     for (uint16_t i = 0; i < link->stream_count; i++) {
@@ -366,24 +365,31 @@ static bool write_link(struct link *link) {
         }
         link->turn = (uint16_t)((link->turn + 1) % link->stream_count);
     }
-    return has_output(link, &link->streams[link->turn]);
+    for (uint16_t i = 0; i < link->stream_count; i++) {
+        if (has_output(link, &link->streams[i])) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* An op sends its chunks one after the other: what one link has sent may give another, that had nothing left,
- * something to write. Who has more than a batch waits for the next turn. */
+ * something to write. A small op is out after as many passes as there are edges. What is left waits for the
+ * next turn, as does who has more than a batch: between two reads so little keeps what waits in the kernel
+ * short, and in the caches. */
 void link_set_write(struct link_set *set) {
     bool has_more[MAX_LINKS] = {false};
-    bool written;
-    do {
-        written = false;
+    bool tried = true;
+    for (int pass = 0; tried && pass < MAX_EDGES; pass++) {
+        tried = false;
         for (int i = 0; i < MAX_LINKS; i++) {
             struct link *link = &set->links[i];
             if (!has_more[i] && link->state == LINK_UP && link->wants_write) {
                 link->wants_write = has_more[i] = write_link(link);
-                written = true;
+                tried = true;
             }
         }
-    } while (written);
+    }
 }
 
 bool link_set_is_building(const struct link_set *set) {

@@ -86,7 +86,7 @@ enum link_adoption link_adopt(struct link_set *set, const struct link_greeting *
 
 /* What the poller has found about a stream. True if it has more to do at once. */
 bool link_stream_ready(struct stream *stream);
-/* Lets one stream of each link write one batch. */
+/* Writes a batch of each link, and what that makes ready on others. */
 void link_set_write(struct link_set *set);
 /* A link is not up yet, or not any more. */
 bool link_set_is_building(const struct link_set *set);

@@ -102,28 +102,18 @@ int socket_set_options(int fd, const struct socket_options *options) {
     return error;
 }
 
-#ifdef __linux__
-/* Between two ends on one machine. */
-static void tune_local(int fd) {
+/* Of a connection that is there. What can't be set stays as the system has it. */
+static void tune(int fd) {
+    if (!socket_is_local(fd)) {
+        return;
+    }
     /* The system's default may be for far links: BBR paces what it sends, which takes a third of the
      * processor time. Where nothing is lost and no queue is between, Reno does least; every kernel has it,
      * for every user. */
     static const char reno[] = "reno";
     (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, reno, sizeof reno - 1);
-    /* The system would let tens of MiB wait to be read, out of the caches. */
+    /* Else the window soon holds many MiB, out of the caches. The system may still enlarge it bit by bit. */
     (void)set_integer(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, LOCAL_WINDOW_BYTES);
-}
-#endif
-
-/* Of a connection that is there. What can't be set stays as the system has it. */
-static void tune(int fd) {
-#ifdef __linux__
-    if (socket_is_local(fd)) {
-        tune_local(fd);
-    }
-#else
-    (void)fd;
-#endif
 }
 
 static int set_connection_options(int fd, const struct socket_options *options) {

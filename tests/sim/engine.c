@@ -28,8 +28,6 @@ static void send_frame(struct link_end *link, const struct frame *frame, const i
     }
 }
 
-enum { MAX_LEAVING_NS = 20000000 };
-
 /* Grants the op to whom it receives from in the first such step from `step` on. */
 static void offer(struct process *process, struct sim_op *op, uint32_t step) {
     const struct schedule *schedule = &op->transfer.schedule;
@@ -186,6 +184,8 @@ static uint32_t result_check(const struct sim_op *op) {
     }
     return (uint32_t)(sum ^ sum >> 32);
 }
+
+enum { MAX_LEAVING_NS = 20000000 };
 
 /* Whole, granted by all it sends to, and the CALLED that it awaits has come: one that came after the op's end
  * would look like one of the next op under the same tag. It was on its way before they could finish, so this
