@@ -34,7 +34,8 @@ static uint64_t least(uint64_t a, uint64_t b) {
     return a < b ? a : b;
 }
 
-/* All chunks of a segment are of one size, but for what the last one lacks. */
+/* All chunks of a segment are of one size, but for what the last one lacks. Peers have to cut alike: to
+ * change this is to change the protocol (PROTOCOL_VERSION). */
 static uint64_t chunk_bytes_for(uint64_t segment_bytes) {
     if (segment_bytes == 0) { /* of a barrier: there are none */
         return BLOCK_BYTES;
