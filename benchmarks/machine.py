@@ -21,7 +21,7 @@ def cpu_model() -> str:
 
 
 def congestion_control() -> str:
-    """What TCP connections get that ask for nothing: those of the rivals."""
+    """What TCP connections get that do not choose: those of Gloo and Open MPI."""
     try:
         return Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
     except OSError:

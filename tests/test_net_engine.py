@@ -1,4 +1,4 @@
-"""csrc/net/engine.c, where no real network can be made to stop: in the middle of a chunk."""
+"""csrc/net/engine*.c, where no real network can be made to stop: in the middle of a chunk, before a write."""
 
 from __future__ import annotations
 

@@ -102,11 +102,11 @@ def congestion_control(sock: socket.socket) -> bytes:
 def test_only_within_a_machine_a_connection_is_tuned_for_loopback(host: str, local: bool) -> None:
     with socket.create_server((host, 0)) as listener, socket.socket() as other:
         expected = b"reno" if local else congestion_control(other)
-        near = ("127.0.0.1", 0)
-        check = options()
-        with socket.create_connection(listener.getsockname(), source_address=near) as client:
+        with socket.create_connection(listener.getsockname(), source_address=("127.0.0.1", 0)) as client:
             wait_for(listener)
-            with adopt(lib.socket_accept(listener.fileno(), check, ffi.new("struct address *"))) as server:
+            with adopt(
+                lib.socket_accept(listener.fileno(), options(), ffi.new("struct address *"))
+            ) as server:
                 assert lib.socket_connect_result(client.fileno()) == 0
                 for sock in (client, server):
                     assert congestion_control(sock) == expected

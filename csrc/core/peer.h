@@ -49,8 +49,9 @@ enum peer_event_kind {
     PEER_EVENT_LINK_DOWN, /* `reason` */
     /* Ops, by `op`. */
     /* Its result is complete here, all whom it sends to have granted it, and the CALLED that it awaits has
-     * come: once the op has ended, a late one could not be told from that of the next op under its tag. */
-    PEER_EVENT_OP_WHOLE, /* the result is complete here, and of an early op all that is sent of it is out */
+     * come: once the op has ended, a late one could not be told from that of the next op under its tag. Of an
+     * early op, all that this peer sends of it is out too, so that its buffers are free. */
+    PEER_EVENT_OP_WHOLE,
     PEER_EVENT_OP_MISMATCH, /* the member with id `other` calls `descriptor` under this op's tag */
     PEER_EVENT_OP_REFUSED,  /* it can't go on here (`status`, `reason`): fails for all */
     PEER_EVENT_SYNC_REPORT, /* `report`: how far this peer is with its part of a PEER_SYNC_PLAN */

@@ -11,9 +11,7 @@
 #include "net/share.h"
 #include "pccl.h"
 
-enum {
-    GRANT_SLOT_BITS = 11,
-};
+enum { GRANT_SLOT_BITS = 11 };
 
 _Static_assert(MAX_OP_SLOTS <= 1 << GRANT_SLOT_BITS, "a grant number holds the op's slot in its low bits");
 

@@ -145,7 +145,7 @@ uint32_t engine_grant_number(const struct engine *engine, const struct op *op);
 void engine_op_moved(struct engine *engine, struct op *op);
 /* Grants the op to whom it receives from in the first such step from `step` on. */
 void engine_offer(struct engine *engine, struct op *op, uint32_t step);
-/* Reports the op if it is whole, and all that it sends has left if it may be returned early. */
+/* Reports it, once, when it is whole and, if it may be returned early, all that it sends has left. */
 void engine_check_whole(struct engine *engine, struct op *op);
 /* Where the elements of `range` lie in a buffer of the op. */
 uint8_t *engine_place(const struct op *op, uint8_t buffer, uint8_t level, struct chunk_range range);

@@ -10,7 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { LOCAL_WINDOW_BYTES = 512 * 1024 };
+enum { LOCAL_WINDOW_BYTES = 512 * 1024 }; /* to begin with, between two ends on one machine */
 
 union native {
     struct sockaddr any;
