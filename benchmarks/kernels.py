@@ -115,11 +115,9 @@ def _bind_copy(destination: Any, source: Any) -> dict[str, Call]:
 
 
 def _bind_checksum(destination: Any, source: Any) -> dict[str, Call]:
-    return {
-        "scalar": _kernels.checksum(source, scalar=True),
-        "best": _kernels.checksum(source),
-        _MEMCPY: _kernels.memcpy(destination, source),
-    }
+    calls: dict[str, Call] = {level: _kernels.checksum(level, source) for level in _kernels.checksum_levels()}
+    calls[_MEMCPY] = _kernels.memcpy(destination, source)
+    return calls
 
 
 def _bind_state_hash(destination: Any, source: Any) -> dict[str, Call]:

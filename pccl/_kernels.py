@@ -13,7 +13,7 @@ from typing import Any
 from ._enums import DataType, ReduceOp
 from ._native import ffi, lib
 
-__all__ = ["LEAF_BYTES", "checksum", "copy", "levels", "memcpy", "reduction", "state_hash"]
+__all__ = ["LEAF_BYTES", "checksum", "checksum_levels", "copy", "levels", "memcpy", "reduction", "state_hash"]
 
 Call = Callable[[], object]
 
@@ -25,6 +25,12 @@ _LEVELS = {
     "avx512": lib.REDUCE_AVX512,
     "neon": lib.REDUCE_NEON,
 }
+_CHECKSUM_LEVELS = {
+    "scalar": lib.CRC32C_SCALAR,
+    "crc32": lib.CRC32C_INSTRUCTIONS,
+    "avx2": lib.CRC32C_AVX2,
+    "avx512": lib.CRC32C_AVX512,
+}
 
 
 def levels() -> list[str]:
@@ -32,6 +38,12 @@ def levels() -> list[str]:
     best = lib.reduce_best_level()
     x86 = ("scalar", "avx2", "avx512")
     return ["scalar", "neon"] if best == lib.REDUCE_NEON else [name for name in x86 if _LEVELS[name] <= best]
+
+
+def checksum_levels() -> list[str]:
+    """The same for CRC32C: crc32 is the instruction of that name."""
+    best = lib.crc32c_best_level()
+    return [name for name, level in _CHECKSUM_LEVELS.items() if level <= best]
 
 
 def _readable(array: Any) -> Any:
@@ -69,10 +81,12 @@ def reduction(level: str, op: ReduceOp | str, destination: Any, a: Any, b: Any) 
     return average
 
 
-def checksum(source: Any, *, scalar: bool = False) -> Call:
-    """CRC32C of the bytes; `scalar` by tables, else by the processor's instructions where it has them."""
-    kernel = lib.crc32c_extend_scalar if scalar else lib.crc32c_extend
-    return functools.partial(kernel, 0, _readable(source), source.nbytes)
+def checksum(level: str, source: Any) -> Call:
+    """CRC32C of the bytes. ValueError for a level that is not among checksum_levels()."""
+    if level not in checksum_levels():
+        raise ValueError(f"this processor has {', '.join(checksum_levels())}, not {level!r}")
+    at = _CHECKSUM_LEVELS[level]
+    return functools.partial(lib.crc32c_extend_at, at, 0, _readable(source), source.nbytes)
 
 
 def state_hash(level: str, source: Any) -> Call:

@@ -1,6 +1,6 @@
 #include "data/crc32c.h"
 
-#include <stdbool.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #if defined(__x86_64__)
@@ -8,6 +8,9 @@
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_CRC32)
 #include <arm_acle.h>
 #endif
+
+#include "base/check.h"
+#include "data/crc32c_kernels.h"
 
 /* Slicing by 8 (Kounavis and Berry, 2008): table k says what a byte does to the CRC when k more bytes
  * follow it. Tables are linear: entry i is the sum (xor) of the entries of i's bits, so eight constants
@@ -39,8 +42,7 @@ static const uint32_t tables[8][256] = {
     {TABLE(0x493C7D27, 0x9278FA4E, 0x211D826D, 0x423B04DA, 0x847609B4, 0x0D006599, 0x1A00CB32, 0x34019664)},
 };
 
-uint32_t crc32c_extend_scalar(uint32_t crc, const void *bytes, size_t size) {
-    const uint8_t *at = bytes;
+static uint32_t extend_by_tables(uint32_t crc, const uint8_t *at, size_t size) {
     uint32_t state = ~crc;
     for (; size >= 8; size -= 8, at += 8) {
         state ^= (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
@@ -70,10 +72,6 @@ CRC_TARGET static inline uint64_t carryless_product(uint64_t a, uint64_t b) {
         _mm_clmulepi64_si128(_mm_cvtsi64_si128((long long)a), _mm_cvtsi64_si128((long long)b), 0);
     return (uint64_t)_mm_cvtsi128_si64(product);
 }
-
-static bool have_crc_instructions(void) {
-    return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul");
-}
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_CRC32)
 #define CRC_TARGET
 
@@ -92,10 +90,6 @@ static inline uint64_t carryless_product(uint64_t a, uint64_t b) {
         product ^= (0 - (b >> bit & 1)) & a << bit;
     }
     return product;
-}
-
-static bool have_crc_instructions(void) {
-    return true;
 }
 #endif
 
@@ -188,26 +182,40 @@ FOLD_TARGET static uint64_t extend_block(uint64_t state, const uint8_t *at) {
                       carryless_product(second, fold_strides[0]);
     return crc_word(0, joined) ^ third;
 }
-
-static bool have_wide_products(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("vpclmulqdq");
-}
 #endif
 
-CRC_TARGET static uint32_t extend_by_instructions(uint32_t crc, const uint8_t *at, size_t size) {
-    uint64_t state = ~crc;
+/* Takes all but a rest of `at`, `size`. A function of its own, so that headers, which are shorter, have no
+ * registers to save for it. */
+CRC_TARGET static __attribute__((noinline)) uint64_t extend_long(enum crc32c_level level, uint64_t state,
+                                                                 const uint8_t **at, size_t *size) {
 #if defined(__x86_64__)
-    if (size >= fold_block && have_wide_products()) {
-        for (; size >= fold_block; size -= fold_block, at += fold_block) {
-            state = extend_block(state, at);
+    if (level == CRC32C_AVX512) {
+        size_t folded = *size - *size % CRC32C_AVX512_VECTOR;
+        state = crc32c_fold_avx512((uint32_t)state, *at, folded);
+        *size -= folded;
+        *at += folded;
+    } else if (level == CRC32C_AVX2) {
+        for (; *size >= fold_block; *size -= fold_block, *at += fold_block) {
+            state = extend_block(state, *at);
         }
     }
+#else
+    (void)level;
 #endif
     for (size_t i = 0; i < sizeof(strides) / sizeof(strides[0]); i++) {
         size_t three = 3 * strides[i].bytes;
-        for (; size >= three; size -= three, at += three) {
-            state = extend_three_strides(state, at, &strides[i]);
+        for (; *size >= three; *size -= three, *at += three) {
+            state = extend_three_strides(state, *at, &strides[i]);
         }
+    }
+    return state;
+}
+
+CRC_TARGET static uint32_t extend_by_instructions(enum crc32c_level level, uint32_t crc, const uint8_t *at,
+                                                  size_t size) {
+    uint64_t state = ~crc;
+    if (size >= CRC32C_LONG) {
+        state = extend_long(level, state, &at, &size);
     }
     for (; size >= 8; size -= 8, at += 8) {
         state = crc_word(state, word_at(at));
@@ -219,13 +227,46 @@ CRC_TARGET static uint32_t extend_by_instructions(uint32_t crc, const uint8_t *a
 }
 #endif
 
-uint32_t crc32c_extend(uint32_t crc, const void *bytes, size_t size) {
+static enum crc32c_level detect_level(void) {
+#if defined(__x86_64__)
+    if (!__builtin_cpu_supports("sse4.2") || !__builtin_cpu_supports("pclmul")) {
+        return CRC32C_SCALAR;
+    }
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("vpclmulqdq")) {
+        return CRC32C_INSTRUCTIONS;
+    }
+    return __builtin_cpu_supports("avx512f") ? CRC32C_AVX512 : CRC32C_AVX2;
+#elif defined(CRC_TARGET)
+    return CRC32C_INSTRUCTIONS;
+#else
+    return CRC32C_SCALAR;
+#endif
+}
+
+enum crc32c_level crc32c_best_level(void) {
+    /* Half a dozen questions would cost a header a tenth of its time or more. Threads that race here write
+     * the same value. */
+    static atomic_int known = -1;
+    int level = atomic_load_explicit(&known, memory_order_relaxed);
+    if (level < 0) {
+        level = (int)detect_level();
+        atomic_store_explicit(&known, level, memory_order_relaxed);
+    }
+    return (enum crc32c_level)level;
+}
+
+uint32_t crc32c_extend_at(enum crc32c_level level, uint32_t crc, const void *bytes, size_t size) {
 #if defined(CRC_TARGET)
-    if (have_crc_instructions()) {
-        return extend_by_instructions(crc, bytes, size);
+    if (level != CRC32C_SCALAR) {
+        return extend_by_instructions(level, crc, bytes, size);
     }
 #endif
-    return crc32c_extend_scalar(crc, bytes, size);
+    CHECK(level == CRC32C_SCALAR);
+    return extend_by_tables(crc, bytes, size);
+}
+
+uint32_t crc32c_extend(uint32_t crc, const void *bytes, size_t size) {
+    return crc32c_extend_at(crc32c_best_level(), crc, bytes, size);
 }
 
 uint32_t crc32c(const void *bytes, size_t size) {
