@@ -29,7 +29,7 @@ KERNELS = """
 enum reduce_level { REDUCE_SCALAR, REDUCE_AVX2, REDUCE_AVX512, REDUCE_NEON, ... };
 enum reduce_level reduce_best_level(void);
 void reduce_at(enum reduce_level, uint8_t, uint8_t, void *, const void *, const void *, size_t);
-void reduce_divide_at(enum reduce_level, uint8_t, void *, uint32_t, size_t);
+void reduce_average_at(enum reduce_level, uint8_t, void *, const void *, const void *, uint32_t, size_t);
 enum crc32c_level { CRC32C_SCALAR, CRC32C_INSTRUCTIONS, CRC32C_AVX2, CRC32C_AVX512, ... };
 enum crc32c_level crc32c_best_level(void);
 uint32_t crc32c_extend_at(enum crc32c_level, uint32_t, const void *, size_t);

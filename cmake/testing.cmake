@@ -25,7 +25,7 @@ foreach(source IN LISTS drivers)
 endforeach()
 
 # It counts what the core's calls of these functions touch.
-foreach(counted memcpy memmove copy_past_cache reduce crc32c crc32c_extend)
+foreach(counted memcpy memmove copy_past_cache reduce reduce_average crc32c crc32c_extend)
     target_link_options(driver_copies PRIVATE "LINKER:--wrap=${counted}")
 endforeach()
 

@@ -66,19 +66,10 @@ def reduction(level: str, op: ReduceOp | str, destination: Any, a: Any, b: Any) 
     if not destination.dtype == a.dtype == b.dtype or not destination.size == a.size == b.size:
         raise ValueError("destination, a and b must have one type and one size")
     at, op, datatype = _at(level), ReduceOp.of(op), DataType.from_numpy_dtype(a.dtype).value
-    target = _writable(destination)
-    combine = functools.partial(
-        lib.reduce_at, at, datatype, op.value, target, _readable(a), _readable(b), a.size
-    )
-    if op is not ReduceOp.AVG:
-        return combine
-    divide = functools.partial(lib.reduce_divide_at, at, datatype, target, 2, a.size)
-
-    def average() -> None:
-        combine()
-        divide()
-
-    return average
+    operands = _writable(destination), _readable(a), _readable(b)
+    if op is ReduceOp.AVG:
+        return functools.partial(lib.reduce_average_at, at, datatype, *operands, 2, a.size)
+    return functools.partial(lib.reduce_at, at, datatype, op.value, *operands, a.size)
 
 
 def checksum(level: str, source: Any) -> Call:

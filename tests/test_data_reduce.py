@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from native import PUBLIC_HEADERS, load
 
-ffi, lib = load(*PUBLIC_HEADERS, "data/reduce.h")
+ffi, lib = load(*PUBLIC_HEADERS, "base/limits.h", "data/reduce.h")
 
 DTYPES = {
     lib.pcclUint8: np.dtype(np.uint8),
@@ -36,7 +36,7 @@ NAN_BITS = {
 INTEGERS = [datatype for datatype in DTYPES if datatype not in FLOATS]
 OPS = {"sum": lib.pcclSum, "avg": lib.pcclAvg, "prod": lib.pcclProd, "max": lib.pcclMax, "min": lib.pcclMin}
 COUNTS = [*range(10), *range(15, 130), 1000, 4099]
-DIVISORS = [1, 2, 3, 5, 7, 10, 16, 255, 256, 257, 511, 512, 65535, 65536, 65537, 2**31 - 1, 2**31, 2**32 - 1]
+DIVISORS = range(1, lib.MAX_PEERS + 1)
 
 
 def levels() -> list[int]:
@@ -70,9 +70,9 @@ def reduce(level, datatype, op, a, b):
     return out
 
 
-def divide(level, datatype, array, divisor):
-    out = array.copy()
-    lib.reduce_divide_at(level, datatype, pointer(out), divisor, out.size)
+def average(level, datatype, a, b, divisor):
+    out = np.empty_like(a)
+    lib.reduce_average_at(level, datatype, pointer(out), pointer(a), pointer(b), divisor, a.size)
     return out
 
 
@@ -155,9 +155,19 @@ def expected_divide(datatype, array, divisor):
         elif datatype in FLOATS:
             result = (array.astype(np.float32) / np.float32(divisor)).astype(array.dtype)
         else:
-            quotients = [abs(int(x)) // divisor * (1 if x >= 0 else -1) for x in array]
-            result = np.array(quotients, array.dtype)
+            wide = array.astype(np.uint64 if datatype == lib.pcclUint64 else np.int64)
+            quotient, remainder = np.divmod(wide, wide.dtype.type(divisor))
+            result = (quotient + ((wide < 0) & (remainder != 0))).astype(array.dtype)
     return canonical(datatype, result)
+
+
+def expected_average(datatype, a, b, divisor):
+    return expected_divide(datatype, expected_reduce(datatype, "avg", a, b), divisor)
+
+
+def nothing_added(datatype, array):
+    """What added to any element leaves it as it is, the sign of zero too."""
+    return np.full_like(array, -0.0 if datatype in FLOATS else 0)
 
 
 def assert_same_bits(actual, expected, *inputs):
@@ -241,40 +251,69 @@ def test_every_16_bit_float_with_a_few_others(level, datatype, op):
 
 @each_level
 @each_datatype
-def test_divide(level, datatype):
-    values = np.concatenate([special_values(datatype), random_bits(datatype, 1003, 8)])
-    if DTYPES[datatype].itemsize == 1:
-        values = np.arange(256, dtype=np.uint8).view(DTYPES[datatype])
+def test_average(level, datatype):
+    a, b = pairs_of_special_values(datatype)
+    a, b = (np.concatenate([x, random_bits(datatype, 1003, seed)]) for seed, x in enumerate((a, b), 8))
     for divisor in DIVISORS:
-        assert_same_bits(
-            divide(level, datatype, values, divisor), expected_divide(datatype, values, divisor), values
-        )
+        expected = expected_average(datatype, a, b, divisor)
+        assert_same_bits(average(level, datatype, a, b, divisor), expected, a, b)
+        if divisor % 8 == 3:
+            assert_same_bits(average(level, datatype, b, a, divisor), expected, b, a)
 
 
-@each_level
-@pytest.mark.parametrize("divisor", [1, 2, 3, 7, 10, 255, 512])
-def test_divide_every_16_bit_value(level, divisor):
-    for datatype in (lib.pcclUint16, lib.pcclInt16, lib.pcclFloat16, lib.pcclBFloat16):
-        values = np.arange(65536, dtype=np.uint16).view(DTYPES[datatype])
-        assert_same_bits(
-            divide(level, datatype, values, divisor), expected_divide(datatype, values, divisor), values
-        )
+@pytest.mark.parametrize("datatype", [*INTEGERS, *FLOATS[:2]], ids=lambda datatype: DTYPES[datatype].name)
+def test_average_of_every_small_value_and_around_every_multiple(datatype):
+    """Of 8 and 16 bits, every sum by every divisor; of more, sums where the quotient changes."""
+    dtype = DTYPES[datatype]
+    few = np.arange(2 ** (8 * min(dtype.itemsize, 2)), dtype=f"u{min(dtype.itemsize, 2)}")
+    for divisor in DIVISORS:
+        if dtype.itemsize <= 2:
+            values = few.view(dtype)
+        else:
+            multiples = random_bits(datatype, 400, divisor)
+            multiples = multiples >> np.arange(400, dtype=dtype) % (8 * dtype.itemsize)
+            multiples = multiples // dtype.type(divisor) * dtype.type(divisor)
+            near = [multiples + dtype.type(1), multiples, multiples - dtype.type(1)]
+            values = np.concatenate([*near, special_values(datatype)])
+        nothing = nothing_added(datatype, values)
+        expected = expected_divide(datatype, values, divisor)
+        for level in LEVELS:
+            assert_same_bits(average(level, datatype, values, nothing, divisor), expected, values)
 
 
 @each_level
 @each_datatype
-def test_divide_every_count_touches_exactly_its_elements(level, datatype):
+def test_average_of_every_count_and_alignment_touches_exactly_its_elements(level, datatype):
     size = DTYPES[datatype].itemsize
+    margin = 64
     rng = np.random.default_rng(9)
-    for count in COUNTS:
-        offset = 64 + count % 9
-        memory = np.frombuffer(rng.bytes(count * size + 160), np.uint8).copy()
-        expected = memory.copy()
-        inside = slice(offset, offset + count * size)
-        values = np.frombuffer(memory[inside].tobytes(), DTYPES[datatype])
-        expected[inside] = np.frombuffer(expected_divide(datatype, values, 3).tobytes(), np.uint8)
-        lib.reduce_divide_at(level, datatype, pointer(memory[inside]), 3, count)
-        np.testing.assert_array_equal(memory, expected, err_msg=f"count {count}")
+    for number, count in enumerate(COUNTS):
+        offsets = [(number * step + step // 3) % 17 for step in (1, 3, 5)]
+        memory = [np.frombuffer(rng.bytes(count * size + 2 * margin + 17), np.uint8).copy() for _ in range(3)]
+        before = memory[0].copy()
+        places = [slice(margin + offset, margin + offset + count * size) for offset in offsets]
+        out, a, b = (array[place] for array, place in zip(memory, places, strict=True))
+        divisor = (2, 3)[number % 2]
+        lib.reduce_average_at(level, datatype, pointer(out), pointer(a), pointer(b), divisor, count)
+        x, y = (np.frombuffer(array.tobytes(), DTYPES[datatype]) for array in (a, b))
+        expected = expected_average(datatype, x, y, divisor)
+        before[places[0]] = np.frombuffer(expected.tobytes(), np.uint8)
+        np.testing.assert_array_equal(memory[0], before, err_msg=f"count {count}, offsets {offsets}")
+
+
+@each_level
+@each_datatype
+@pytest.mark.parametrize("alias", ["a", "b", "both"])
+@pytest.mark.parametrize("divisor", [1, 2, 3])
+def test_average_may_take_the_place_of_an_operand(level, datatype, alias, divisor):
+    for count in (1, 2, 17, 64, 1001):
+        a, b = random_bits(datatype, count, 6).copy(), random_bits(datatype, count, 7).copy()
+        if alias == "both":
+            b = a
+        expected = expected_average(datatype, a, b, divisor)
+        out = b if alias == "b" else a
+        lib.reduce_average_at(level, datatype, pointer(out), pointer(a), pointer(b), divisor, count)
+        assert_same_bits(out, expected)
 
 
 @st.composite
@@ -290,12 +329,13 @@ def operands(draw):
     return datatype, arrays[0].copy().view(dtype), arrays[1].copy().view(dtype)
 
 
-@given(operands=operands(), op=st.sampled_from(list(OPS)), divisor=st.integers(1, 2**32 - 1))
+@given(operands=operands(), op=st.sampled_from(list(OPS)), divisor=st.sampled_from(DIVISORS))
 def test_all_levels_agree_with_numpy(operands, op, divisor):
     datatype, a, b = operands
     for level in LEVELS:
         assert_same_bits(reduce(level, datatype, op, a, b), expected_reduce(datatype, op, a, b), a, b)
-        assert_same_bits(divide(level, datatype, a, divisor), expected_divide(datatype, a, divisor), a)
+        expected = expected_average(datatype, a, b, divisor)
+        assert_same_bits(average(level, datatype, a, b, divisor), expected, a, b)
 
 
 @each_datatype
@@ -304,8 +344,8 @@ def test_plain_calls_use_the_best_level(datatype):
     out = np.empty_like(a)
     lib.reduce(datatype, lib.pcclSum, pointer(out), pointer(a), pointer(b), a.size)
     assert_same_bits(out, expected_reduce(datatype, "sum", a, b))
-    lib.reduce_divide(datatype, pointer(out), 3, out.size)
-    assert_same_bits(out, expected_divide(datatype, expected_reduce(datatype, "sum", a, b), 3))
+    lib.reduce_average(datatype, pointer(out), pointer(a), pointer(b), 3, a.size)
+    assert_same_bits(out, expected_average(datatype, a, b, 3))
 
 
 FE_UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}
@@ -317,15 +357,18 @@ def test_result_is_the_same_in_any_rounding_mode_of_the_caller(level, datatype):
     upward = FE_UPWARD[platform.machine()]
     libm = ctypes.CDLL("libm.so.6")
     a, b = pairs_of_special_values(datatype)
-    expected = [reduce(level, datatype, op, a, b) for op in OPS] + [divide(level, datatype, a, 3)]
-    out = [np.empty_like(a) for _ in OPS] + [a.copy()]
+    expected = [reduce(level, datatype, op, a, b) for op in OPS] + [
+        average(level, datatype, a, b, n) for n in (2, 3)
+    ]
+    out = [np.empty_like(a) for _ in expected]
     pointers = [pointer(array) for array in out]
     before = libm.fegetround()
     assert libm.fesetround(upward) == 0
     try:
-        for op, target in zip(OPS.values(), pointers[:-1], strict=True):
+        for op, target in zip(OPS.values(), pointers[:-2], strict=True):
             lib.reduce_at(level, datatype, op, target, pointer(a), pointer(b), a.size)
-        lib.reduce_divide_at(level, datatype, pointers[-1], 3, a.size)
+        for divisor, target in zip((2, 3), pointers[-2:], strict=True):
+            lib.reduce_average_at(level, datatype, target, pointer(a), pointer(b), divisor, a.size)
         kept = libm.fegetround()
     finally:
         libm.fesetround(before)

@@ -8,8 +8,10 @@
 #include <stdatomic.h>
 
 #include "base/check.h"
+#include "base/limits.h"
 #include "data/datatype.h"
 #include "data/reduce_kernels.h"
+#include "include/pccl.h"
 
 static enum reduce_level detect_level(void) {
 #if defined(__x86_64__)
@@ -116,11 +118,16 @@ void reduce_at(enum reduce_level level, uint8_t datatype, uint8_t reduce_op, voi
     float_mode_leave(own);
 }
 
-void reduce_divide_at(enum reduce_level level, uint8_t datatype, void *data, uint32_t divisor, size_t count) {
+void reduce_average_at(enum reduce_level level, uint8_t datatype, void *destination, const void *a,
+                       const void *b, uint32_t divisor, size_t count) {
     const struct reduce_kernels *kernels = kernels_of(level);
-    CHECK(kernels != NULL && datatype_valid(datatype) && divisor > 0);
+    CHECK(kernels != NULL && datatype_valid(datatype) && divisor > 0 && divisor <= MAX_PEERS);
     float_mode own = float_mode_enter();
-    kernels->divide[datatype](data, divisor, count);
+    if (divisor == 1) {
+        kernels->reduce[datatype][pcclSum](destination, a, b, count);
+    } else {
+        kernels->average[datatype](destination, a, b, divisor, count);
+    }
     float_mode_leave(own);
 }
 
@@ -129,6 +136,7 @@ void reduce(uint8_t datatype, uint8_t reduce_op, void *destination, const void *
     reduce_at(reduce_best_level(), datatype, reduce_op, destination, a, b, count);
 }
 
-void reduce_divide(uint8_t datatype, void *data, uint32_t divisor, size_t count) {
-    reduce_divide_at(reduce_best_level(), datatype, data, divisor, count);
+void reduce_average(uint8_t datatype, void *destination, const void *a, const void *b, uint32_t divisor,
+                    size_t count) {
+    reduce_average_at(reduce_best_level(), datatype, destination, a, b, divisor, count);
 }

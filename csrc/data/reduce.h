@@ -9,18 +9,21 @@
 #include <stdint.h>
 
 /* destination[i] = a[i] (op) b[i]; `destination` may be `a` or `b`; no other overlap. Any alignment.
- * pcclAvg adds: reduce_divide() ends it. */
+ * pcclAvg adds: reduce_average() takes the place of the last one. */
 void reduce(uint8_t datatype, uint8_t reduce_op, void *destination, const void *a, const void *b,
             size_t count);
-/* data[i] = data[i] / divisor, integers toward zero; f16 and bf16 in float. `divisor` > 0. */
-void reduce_divide(uint8_t datatype, void *data, uint32_t divisor, size_t count);
+/* destination[i] = (a[i] + b[i]) / divisor, integers toward zero; f16 and bf16 in float, the sum rounded
+ * first. 1 <= divisor <= MAX_PEERS. */
+void reduce_average(uint8_t datatype, void *destination, const void *a, const void *b, uint32_t divisor,
+                    size_t count);
 
 /* Which kernels to use: the best that the processor has, unless a test asks for less. */
 enum reduce_level { REDUCE_SCALAR, REDUCE_AVX2, REDUCE_AVX512, REDUCE_NEON };
 enum reduce_level reduce_best_level(void);
-/* The same as reduce() with kernels of one level, which the processor must have. For tests. */
+/* The same as above with kernels of one level, which the processor must have. For tests. */
 void reduce_at(enum reduce_level level, uint8_t datatype, uint8_t reduce_op, void *destination, const void *a,
                const void *b, size_t count);
-void reduce_divide_at(enum reduce_level level, uint8_t datatype, void *data, uint32_t divisor, size_t count);
+void reduce_average_at(enum reduce_level level, uint8_t datatype, void *destination, const void *a,
+                       const void *b, uint32_t divisor, size_t count);
 
 #endif

@@ -7,14 +7,14 @@
 
 /* destination[i] = a[i] (op) b[i], as reduce(); needs the default floating-point environment. */
 typedef void reduce_kernel(void *destination, const void *a, const void *b, size_t count);
-/* data[i] /= divisor, as reduce_divide(); the same need. */
-typedef void divide_kernel(void *data, uint32_t divisor, size_t count);
+/* destination[i] = (a[i] + b[i]) / divisor, as reduce_average(), but not for 1; the same need. */
+typedef void average_kernel(void *destination, const void *a, const void *b, uint32_t divisor, size_t count);
 
 enum { REDUCE_DATATYPES = 12, REDUCE_OPS = 5 }; /* pcclDataType_t, pcclRedOp_t */
 
 struct reduce_kernels {
     reduce_kernel *reduce[REDUCE_DATATYPES][REDUCE_OPS];
-    divide_kernel *divide[REDUCE_DATATYPES];
+    average_kernel *average[REDUCE_DATATYPES];
 };
 
 extern const struct reduce_kernels reduce_kernels_scalar;

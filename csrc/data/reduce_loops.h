@@ -3,11 +3,14 @@
  *   KERNEL_TARGET   attributes of a function that may use the level's instructions,
  *   KERNEL_TABLE    the name of the level's struct reduce_kernels,
  *   F16_LANES       how many float16 it converts at a time, with
- *   f16_lanes       the type that holds as many floats and has + * / on it,
- *   f16_load(const void *), f16_store(void *, f16_lanes)   which make NaN canonical, and
- *   f16_splat(float).
+ *   f16_lanes       the type that holds as many floats and has + * on it,
+ *   f16_load(const void *), f16_store(void *, f16_lanes)   which make NaN canonical,
+ *   f16_round(f16_lanes)   to what a float16 can hold, and
+ *   f16_splat(float),
+ * and what reduce_averages.h wants.
  * The expressions below have one result for each input, so all levels agree bit for bit. */
 
+#include <stdbool.h>
 #include <string.h>
 
 #include "data/half.h"
@@ -193,76 +196,7 @@ BF16_REDUCE_LOOP(bf16_multiply, *)
 F16_REDUCE_LOOP(f16_add, +)
 F16_REDUCE_LOOP(f16_multiply, *)
 
-KERNEL_TARGET static void f16_divide(void *data, uint32_t divisor, size_t count) {
-    u16 *out = data;
-    float by = (float)divisor;
-    size_t i = 0;
-    for (; i + F16_LANES <= count; i += F16_LANES) {
-        f16_store(out + i, f16_load(out + i) / f16_splat(by));
-    }
-    for (; i < count; i++) {
-        out[i] = f16_from_f32(f16_to_f32(out[i]) / by);
-    }
-}
-
-/* A kernel `name` over elements of `type`; `expression` makes the quotient from x, `by` and, for
- * integers, the reciprocal of `by`. */
-#define DIVIDE_LOOP(name, type, by_type, reciprocal_type, reciprocal_value, expression)                      \
-    KERNEL_TARGET static void name(void *data, uint32_t divisor, size_t count) {                             \
-        type *out = data;                                                                                    \
-        const by_type by = (by_type)divisor;                                                                 \
-        const reciprocal_type reciprocal = (reciprocal_type)(reciprocal_value);                              \
-        INDEPENDENT_ITERATIONS                                                                               \
-        for (size_t i = 0; i < count; i++) {                                                                 \
-            type x = out[i];                                                                                 \
-            out[i] = (type)(expression);                                                                     \
-        }                                                                                                    \
-        (void)reciprocal;                                                                                    \
-    }
-
-/* x / by, from the reciprocal (2^16 - 1) / by rounded down. The product falls short of the quotient by
- * x (2^16 - by reciprocal) / (by 2^16) <= x / 2^16 < 1, so it is right or one too small. */
-ELEMENT uint32_t divide_u16(uint32_t x, uint32_t by, uint32_t reciprocal) {
-    uint32_t quotient = x * reciprocal >> 16;
-    return quotient + (x - quotient * by >= by ? 1U : 0U);
-}
-
-/* The same with 2^32. */
-ELEMENT uint32_t divide_u32(uint32_t x, uint32_t by, uint32_t reciprocal) {
-    uint32_t quotient = (uint32_t)((uint64_t)x * reciprocal >> 32);
-    return quotient + (x - quotient * by >= by ? 1U : 0U);
-}
-
-/* The same with 2^64. */
-ELEMENT uint64_t divide_u64(uint64_t x, uint64_t by, uint64_t reciprocal) {
-    uint64_t quotient = (uint64_t)((unsigned __int128)x * reciprocal >> 64);
-    return quotient + (x - quotient * by >= by ? 1U : 0U);
-}
-
-/* Toward zero: the magnitude is divided, then the sign put back. Without a branch, since signs are often
- * random; `sign` is 0 or all ones, and (v ^ sign) - sign is v or -v. */
-#define SIGNED_DIVIDE(name, type, unsigned_type, divide)                                                     \
-    ELEMENT type name(type x, unsigned_type by, unsigned_type reciprocal) {                                  \
-        unsigned_type sign = 0 - ((unsigned_type)x >> (8 * sizeof(x) - 1));                                  \
-        unsigned_type quotient = divide(((unsigned_type)x ^ sign) - sign, by, reciprocal);                   \
-        return (type)((quotient ^ sign) - sign);                                                             \
-    }
-
-SIGNED_DIVIDE(divide_i16, int32_t, uint32_t, divide_u16)
-SIGNED_DIVIDE(divide_i32, int32_t, uint32_t, divide_u32)
-SIGNED_DIVIDE(divide_i64, int64_t, uint64_t, divide_u64)
-
-DIVIDE_LOOP(u8_divide, u8, uint32_t, uint32_t, UINT16_MAX / divisor, divide_u16(x, by, reciprocal))
-DIVIDE_LOOP(u16_divide, u16, uint32_t, uint32_t, UINT16_MAX / divisor, divide_u16(x, by, reciprocal))
-DIVIDE_LOOP(u32_divide, u32, uint32_t, uint32_t, UINT32_MAX / divisor, divide_u32(x, by, reciprocal))
-DIVIDE_LOOP(u64_divide, u64, uint64_t, uint64_t, UINT64_MAX / divisor, divide_u64(x, by, reciprocal))
-DIVIDE_LOOP(i8_divide, i8, uint32_t, uint32_t, UINT16_MAX / divisor, divide_i16(x, by, reciprocal))
-DIVIDE_LOOP(i16_divide, i16, uint32_t, uint32_t, UINT16_MAX / divisor, divide_i16(x, by, reciprocal))
-DIVIDE_LOOP(i32_divide, i32, uint32_t, uint32_t, UINT32_MAX / divisor, divide_i32(x, by, reciprocal))
-DIVIDE_LOOP(i64_divide, i64, uint64_t, uint64_t, UINT64_MAX / divisor, divide_i64(x, by, reciprocal))
-DIVIDE_LOOP(bf16_divide, u16, float, int, 0, bf16_from_f32(bf16_to_f32(x) / by))
-DIVIDE_LOOP(f32_divide, f32, float, int, 0, f32_quiet(x / by))
-DIVIDE_LOOP(f64_divide, f64, double, int, 0, f64_quiet(x / by))
+#include "data/reduce_averages.h"
 
 #define KERNELS_OF(add, multiply, max, min)                                                                  \
     {[pcclSum] = add, [pcclAvg] = add, [pcclProd] = multiply, [pcclMax] = max, [pcclMin] = min}
@@ -283,19 +217,19 @@ const struct reduce_kernels KERNEL_TABLE = {
             [pcclFloat] = KERNELS_OF(f32_add, f32_multiply, f32_max, f32_min),
             [pcclDouble] = KERNELS_OF(f64_add, f64_multiply, f64_max, f64_min),
         },
-    .divide =
+    .average =
         {
-            [pcclUint8] = u8_divide,
-            [pcclInt8] = i8_divide,
-            [pcclInt16] = i16_divide,
-            [pcclUint16] = u16_divide,
-            [pcclUint32] = u32_divide,
-            [pcclInt32] = i32_divide,
-            [pcclUint64] = u64_divide,
-            [pcclInt64] = i64_divide,
-            [pcclFloat16] = f16_divide,
-            [pcclBFloat16] = bf16_divide,
-            [pcclFloat] = f32_divide,
-            [pcclDouble] = f64_divide,
+            [pcclUint8] = u8_average,
+            [pcclInt8] = i8_average,
+            [pcclInt16] = i16_average,
+            [pcclUint16] = u16_average,
+            [pcclUint32] = u32_average,
+            [pcclInt32] = i32_average,
+            [pcclUint64] = u64_average,
+            [pcclInt64] = i64_average,
+            [pcclFloat16] = f16_average,
+            [pcclBFloat16] = bf16_average,
+            [pcclFloat] = f32_average,
+            [pcclDouble] = f64_average,
         },
 };

@@ -105,9 +105,10 @@ static void reduce_chunk(struct op *op, const struct step *step, uint32_t chunk,
     struct chunk_range range = schedule_chunk(schedule, step->receives, chunk);
     const uint8_t *own = engine_place(op, step->own, step->own_level, range);
     const uint8_t *first = step->own_first ? own : arrived, *second = step->own_first ? arrived : own;
-    reduce(descriptor->datatype, descriptor->reduce_op, place, first, second, range.count);
     if (descriptor->reduce_op == pcclAvg && step->finishes) {
-        reduce_divide(descriptor->datatype, place, schedule->world, range.count);
+        reduce_average(descriptor->datatype, place, first, second, schedule->world, range.count);
+    } else {
+        reduce(descriptor->datatype, descriptor->reduce_op, place, first, second, range.count);
     }
 }
 

@@ -12,7 +12,7 @@
 
 enum { MOST_PEERS = 4, SMALL = 1024 };
 
-static atomic_size_t copied, saved, reduced, checked;
+static atomic_size_t copied, saved, reduced, averaged, checked;
 
 void *__real_memcpy(void *to, const void *from, size_t bytes);
 void *__wrap_memcpy(void *to, const void *from, size_t bytes);
@@ -42,6 +42,14 @@ void __wrap_reduce(uint8_t type, uint8_t op, void *to, const void *a, const void
     __real_reduce(type, op, to, a, b, count);
 }
 
+void __real_reduce_average(uint8_t type, void *to, const void *a, const void *b, uint32_t by, size_t count);
+void __wrap_reduce_average(uint8_t type, void *to, const void *a, const void *b, uint32_t by, size_t count);
+void __wrap_reduce_average(uint8_t type, void *to, const void *a, const void *b, uint32_t by, size_t count) {
+    atomic_fetch_add(&reduced, count);
+    atomic_fetch_add(&averaged, count);
+    __real_reduce_average(type, to, a, b, by, count);
+}
+
 uint32_t __real_crc32c_extend(uint32_t crc, const void *bytes, size_t size);
 uint32_t __wrap_crc32c_extend(uint32_t crc, const void *bytes, size_t size);
 uint32_t __wrap_crc32c_extend(uint32_t crc, const void *bytes, size_t size) {
@@ -64,18 +72,19 @@ static pthread_barrier_t barrier;
 static const size_t count = 4 * 1024 * 1024 + 5;
 
 struct counts {
-    size_t copied, saved, reduced, checked;
+    size_t copied, saved, reduced, averaged, checked;
 };
 
 static struct counts take_counts(void) {
     return (struct counts){.copied = atomic_exchange(&copied, 0),
                            .saved = atomic_exchange(&saved, 0),
                            .reduced = atomic_exchange(&reduced, 0),
+                           .averaged = atomic_exchange(&averaged, 0),
                            .checked = atomic_exchange(&checked, 0)};
 }
 
 /* Of all peers together. What comes with a header is read with it, and moved from there. */
-static void require_counts(const struct counts *counts, bool in_place) {
+static void require_counts(const struct counts *counts, bool in_place, pcclRedOp_t op) {
     size_t bytes = count * sizeof(float), world = (size_t)peers;
     printf("%zu peers, %s: copied %.4f, saved %.4f, reduced %.4f, checked %.4f of the buffers\n", world,
            in_place ? "in place" : "out of place", (double)counts->copied / (double)(world * bytes),
@@ -84,17 +93,19 @@ static void require_counts(const struct counts *counts, bool in_place) {
     REQUIRE(counts->copied <= world * bytes / 20, "%zu bytes were copied", counts->copied);
     REQUIRE(counts->saved == (in_place ? world * bytes : 0), "%zu bytes were saved", counts->saved);
     REQUIRE(counts->reduced == (world - 1) * count, "%zu elements were reduced", counts->reduced);
+    /* Averages: with the last sum of each element, not after it. */
+    REQUIRE(counts->averaged == (op == pcclAvg ? count : 0), "%zu were averaged", counts->averaged);
     /* Where it is sent first, and where it arrives; who passes it on takes the checksum as it came. */
     size_t received = 2 * (world - 1) * bytes, made = (world - 1) * bytes + bytes;
     REQUIRE(counts->checked <= received + made, "%zu bytes were checked", counts->checked);
 }
 
-static void reduce_once(pcclComm_t *comm, int index, bool in_place) {
+static void reduce_once(pcclComm_t *comm, int index, bool in_place, pcclRedOp_t op) {
     float *send = malloc(count * sizeof *send), *receive = in_place ? send : malloc(count * sizeof *receive);
     for (size_t i = 0; i < count; i++) {
         send[i] = (float)(index + 1);
     }
-    pcclReduceDescriptor_t descriptor = {.count = count, .op = pcclSum, .src_descriptor.datatype = pcclFloat};
+    pcclReduceDescriptor_t descriptor = {.count = count, .op = op, .src_descriptor.datatype = pcclFloat};
     if (pthread_barrier_wait(&barrier) == PTHREAD_BARRIER_SERIAL_THREAD) {
         take_counts();
     }
@@ -103,10 +114,12 @@ static void reduce_once(pcclComm_t *comm, int index, bool in_place) {
     bool tells = pthread_barrier_wait(&barrier) == PTHREAD_BARRIER_SERIAL_THREAD;
     if (tells) {
         struct counts counts = take_counts();
-        require_counts(&counts, in_place);
+        require_counts(&counts, in_place, op);
     }
+    float sum = (float)(peers * (peers + 1)) / 2;
+    float expected = op == pcclAvg ? sum / (float)peers : sum;
     for (size_t i = 0; i < count; i++) {
-        REQUIRE(receive[i] == (float)(peers * (peers + 1) / 2), "element %zu is %f", i, (double)receive[i]);
+        REQUIRE(receive[i] == expected, "element %zu is %f", i, (double)receive[i]);
     }
     if (!in_place) {
         free(receive);
@@ -131,7 +144,7 @@ static void *run_peer(void *argument) {
         REQUIRE(pcclUpdateTopology(comm) == pcclSuccess, "update topology");
     }
     for (int round = 0; round < 4; round++) {
-        reduce_once(comm, index, round % 2 == 1);
+        reduce_once(comm, index, round % 2 == 1, round < 2 ? pcclSum : pcclAvg);
     }
     REQUIRE(pcclDestroyCommunicator(comm) == pcclSuccess, "destroy");
     return NULL;
