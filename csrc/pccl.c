@@ -86,8 +86,8 @@ static pcclResult_t check_params(const pcclCommCreateParams_t *params) {
     if (params->secret != NULL || params->secret_size != 0) {
         return refuse("secret", "is not supported yet: it must be NULL");
     }
-    if (params->flags != 0) {
-        return refuse("flags", "must be 0");
+    if ((params->flags & ~(uint32_t)pcclCommTcpOnly) != 0) {
+        return refuse("flags", "has bits that are none of pcclCommFlags_t");
     }
     if (params->data_threads > MAX_DATA_THREADS) {
         return refuse("data_threads", "is more than 16");
@@ -131,6 +131,17 @@ static pcclResult_t fill_data_threads(const pcclCommCreateParams_t *params, uint
     return pcclSuccess;
 }
 
+static pcclResult_t fill_tcp_only(const pcclCommCreateParams_t *params, bool *tcp_only_out) {
+    const char *text = getenv("PCCL_TCP_ONLY");
+    bool set = text != NULL && strcmp(text, "1") == 0;
+    if (!set && text != NULL && text[0] != '\0' && strcmp(text, "0") != 0) {
+        last_error_set(CREATE ": PCCL_TCP_ONLY is \"%.32s\", neither 0 nor 1", text);
+        return pcclInvalidArgument;
+    }
+    *tcp_only_out = set || (params->flags & pcclCommTcpOnly) != 0;
+    return pcclSuccess;
+}
+
 static pcclResult_t fill_options(const pcclCommCreateParams_t *params, struct peer_loop_options *options) {
     pcclResult_t result = check_params(params);
     if (result == pcclSuccess) {
@@ -138,6 +149,9 @@ static pcclResult_t fill_options(const pcclCommCreateParams_t *params, struct pe
     }
     if (result == pcclSuccess) {
         result = fill_data_threads(params, &options->data_threads);
+    }
+    if (result == pcclSuccess) {
+        result = fill_tcp_only(params, &options->tcp_only);
     }
     if (result != pcclSuccess) {
         return result;

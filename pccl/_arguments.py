@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["integer", "milliseconds"]
+__all__ = ["boolean", "integer", "milliseconds"]
 
 
 def milliseconds(seconds: float | None, what: str) -> int:
@@ -24,4 +24,11 @@ def integer(value: int, lowest: int, highest: int, what: str) -> int:
         raise TypeError(f"{what} must be an int, not {type(value).__name__}")
     if not lowest <= value <= highest:
         raise ValueError(f"{what} must be from {lowest} to {highest}, not {value}")
+    return value
+
+
+def boolean(value: bool, what: str) -> bool:
+    """The value itself, if it is a bool: "no" is not taken for True."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, not {type(value).__name__}")
     return value

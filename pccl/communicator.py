@@ -13,7 +13,7 @@ from typing import Any
 
 from . import _interrupt
 from ._address import resolve
-from ._arguments import integer, milliseconds
+from ._arguments import boolean, integer, milliseconds
 from ._arrays import memory_pair
 from ._collectives import AsyncReduceHandle, Collectives, Request
 from ._descriptors import (
@@ -115,6 +115,8 @@ class Communicator(Collectives):
     port: to listen on; None: the first free one from 48149 up.
     data_threads: that move and reduce the bytes of large ops, at most 16; None: PCCL_DATA_THREADS of the
         environment, else as many as cores and load allow.
+    tcp_only: links to processes of the same user on this machine go over TCP too, not through memory that
+        both share. PCCL_TCP_ONLY=1 in the environment says the same.
 
     All calls release the GIL, and may come from any thread. Ctrl-C ends a wait and closes the communicator;
     connect() joins again.
@@ -132,6 +134,7 @@ class Communicator(Collectives):
         advertise: str | None = None,
         port: int | None = None,
         data_threads: int | None = None,
+        tcp_only: bool = False,
     ) -> None:
         if address is None:
             address = os.environ.get("PCCL_MASTER")
@@ -147,6 +150,7 @@ class Communicator(Collectives):
         params.name, params.advertise_host = name_text, host_text
         params.listen_port = 0 if port is None else integer(port, 1, 65535, "port")
         params.data_threads = 0 if data_threads is None else integer(data_threads, 1, 16, "data_threads")
+        params.flags = lib.pcclCommTcpOnly if boolean(tcp_only, "tcp_only") else 0
         params.master_address = resolve(address, Result.MASTER_CONNECTION_FAILED)[0]
         check(lib.pcclInit())
         handle = ffi.new("pcclComm_t **")

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from faults.cluster import Cluster, Peer, readable, wait_until
+from faults.cluster import TRANSPORTS, Cluster, Peer, readable, wait_until
 from faults.data import digest, signed_by, with_signature
 from faults.model import expect_parity
 
@@ -89,9 +89,10 @@ class Chaos:
         return [(line.split()[4], line.split()[5]) for line in self.journal.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("seed", range(SEED, SEED + 3))
-def test_whatever_happens_results_are_exact_and_the_living_find_together(seed):
-    with Cluster(seed=seed, timeout=1.0) as cluster:
+@pytest.mark.parametrize("tcp_only", TRANSPORTS)
+@pytest.mark.parametrize("seed", range(SEED, SEED + 2))
+def test_whatever_happens_results_are_exact_and_the_living_find_together(seed, tcp_only):
+    with Cluster(seed=seed, timeout=1.0, tcp_only=tcp_only) as cluster:
         chaos = Chaos(cluster, seed)
         for peer in cluster.form(4):
             chaos.live(peer)

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from faults.cluster import Answer, Cluster, Peer, Pending, expect_ok
+from faults.cluster import TRANSPORTS, Answer, Cluster, Peer, Pending, expect_ok
 
 SEED = 20261122
 SURVIVORS = 3
@@ -80,13 +80,16 @@ class Sweep:
         return outcomes[0]
 
 
+@pytest.mark.parametrize("tcp_only", TRANSPORTS)
 @pytest.mark.parametrize(("in_place", "beside"), VARIANTS)
-def test_a_peer_killed_at_any_moment_of_an_op_leaves_one_outcome_and_exact_results(in_place, beside):
+def test_a_peer_killed_at_any_moment_of_an_op_leaves_one_outcome_and_exact_results(
+    in_place, beside, tcp_only
+):
     random_source = random.Random(SEED + 2 * in_place + beside)
-    with Cluster(seed=SEED, timeout=5) as cluster:
+    with Cluster(seed=SEED, timeout=5, tcp_only=tcp_only) as cluster:
         sweep = Sweep(cluster, in_place=in_place, beside=beside)
         duration = sweep.duration()
-        moments = MOMENTS // len(VARIANTS)
+        moments = MOMENTS // len(VARIANTS) // len(TRANSPORTS)
         committed = 0
         for step in range(moments):
             fraction = (step + random_source.random()) / moments * 1.2

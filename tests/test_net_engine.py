@@ -14,6 +14,7 @@ ffi, lib = load(
     "core/schedule.h",
     "core/peer.h",
     "net/list.h",
+    "net/channel.h",
     "net/poller.h",
     "net/buffer_pool.h",
     "net/call.h",

@@ -1,10 +1,14 @@
 """csrc/net/socket.c against the Python sockets at the other end. Loopback only."""
 
+from __future__ import annotations
+
+import contextlib
 import errno
 import os
 import select
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from native import PUBLIC_HEADERS, load
@@ -210,3 +214,106 @@ def test_public_addresses_of_no_protocol_are_refused_and_mapped_ones_are_ipv4() 
     public.inet.ipv6.data[10:16] = [0xFF, 0xFF, 10, 1, 2, 3]
     assert lib.address_from_public(public, back)
     assert text(back) == "10.1.2.3:0"
+
+
+# --- within this machine -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def local() -> Iterator[tuple[int, socket.socket]]:
+    """A port, and what listens for this machine under it."""
+    with adopt(lib.socket_listen(address("127.0.0.1", 0))) as tcp:
+        port = tcp.getsockname()[1]
+        with adopt(lib.socket_listen_local(port)) as sock:
+            yield port, sock
+
+
+def test_local_connections_are_there_at_once(local) -> None:
+    port, listener = local
+    assert lib.socket_accept_local(listener.fileno()) == -errno.EAGAIN
+    with (
+        adopt(lib.socket_connect_local(port)) as client,
+        adopt(lib.socket_accept_local(listener.fileno())) as server,
+    ):
+        for sock in (client, server):
+            assert sock.family == socket.AF_UNIX
+            assert not os.get_blocking(sock.fileno())
+            assert not os.get_inheritable(sock.fileno())
+        client.send(b"x")
+        assert server.recv(9) == b"x"
+    assert lib.socket_listen_local(port) == -errno.EADDRINUSE
+
+
+def test_where_nobody_listens_for_this_machine_is_known_at_once(local) -> None:
+    port, listener = local
+    listener.close()
+    assert lib.socket_connect_local(port) == -errno.ECONNREFUSED
+
+
+@contextlib.contextmanager
+def somebody_else() -> Iterator[None]:
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_local_connections_of_another_user_are_refused(local) -> None:
+    """Whether he connects, or has taken the name first."""
+    port, listener = local
+    with socket.socket(socket.AF_UNIX) as other:
+        with somebody_else():
+            other.connect(f"\0pccl/{port}")
+        assert lib.socket_accept_local(listener.fileno()) == -errno.EAGAIN
+        assert other.recv(1) == b"", "it is closed"
+    listener.close()
+    with socket.socket(socket.AF_UNIX) as other:
+        with somebody_else():
+            other.bind(f"\0pccl/{port}")
+            other.listen()
+        assert lib.socket_connect_local(port) == -errno.EACCES
+        assert lib.socket_listen_local(port) == -errno.EADDRINUSE
+
+
+@pytest.mark.parametrize(
+    ("host", "own"), [("127.0.0.1", True), ("::1", True), ("192.0.2.1", False), ("2001:db8::1", False)]
+)
+def test_own_addresses_are_known_and_no_others(host: str, own: bool) -> None:
+    if host == "::1" and not lib.socket_is_own_address(address(host, 9)):
+        with pytest.raises(OSError), socket.socket(socket.AF_INET6) as sock:  # noqa: PT011
+            sock.bind((host, 0))
+        return
+    assert lib.socket_is_own_address(address(host, 9)) == own
+    assert not lib.socket_is_own_address(ffi.new("struct address *"))
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_descriptors_travel_over_local_connections_one_at_a_time() -> None:
+    near, far = socket.socketpair(socket.AF_UNIX)
+    bytes_in, found = ffi.new("char[]", 8), ffi.new("int *")
+    with near, far, socket.socket() as passed:
+
+        def receive() -> int:
+            return int(lib.socket_receive_descriptor(far.fileno(), bytes_in, 8, found))
+
+        assert receive() == -errno.EAGAIN
+        assert found[0] == -1
+        assert lib.socket_send_descriptor(near.fileno(), b"abc", 3, passed.fileno()) == 3
+        assert receive() == 3
+        with adopt(found[0]) as arrived:
+            assert os.path.sameopenfile(arrived.fileno(), passed.fileno())
+            assert not os.get_inheritable(arrived.fileno())
+        near.send(b"none with it")
+        assert receive() == 8
+        assert found[0] == -1
+        receive()
+        before = open_files()
+        socket.send_fds(near, [b"three"], [passed.fileno()] * 3)
+        assert receive() == 5
+        os.close(found[0])
+        assert open_files() == before, "those that were not asked for are closed"

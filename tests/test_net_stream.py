@@ -3,7 +3,7 @@
 import pytest
 from native import FRAME_HEADERS, load
 
-ffi, lib = load(*FRAME_HEADERS, "net/list.h", "net/poller.h", "net/stream.h")
+ffi, lib = load(*FRAME_HEADERS, "net/list.h", "net/channel.h", "net/poller.h", "net/stream.h")
 PAYLOAD = 100
 
 

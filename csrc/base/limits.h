@@ -10,7 +10,7 @@ enum {
     MAX_OP_SLOTS = MAX_OPS + MAX_KEPT_OPS,
     MAX_NUMBERED_TAGS = 256,        /* under which a group's ops are numbered, in one epoch */
     MAX_MASTER_OPS = 8192,          /* open at the master, all groups together */
-    MAX_STREAMS = 64,               /* TCP connections of one link */
+    MAX_STREAMS = 64,               /* connections of one link */
     MAX_NAME_BYTES = 63,            /* a peer's name, without the terminating zero */
     MAX_TENSOR_NAME_BYTES = 1023,   /* in a shared state, without the terminating zero */
     MAX_REASON_BYTES = 511,         /* a sentence that travels, without the terminating zero */

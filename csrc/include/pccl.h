@@ -101,11 +101,17 @@ typedef enum pcclQuantizationAlgorithm_t {
 typedef struct pcclComm_t pcclComm_t;
 typedef struct pcclMasterInstance_t pcclMasterInstance_t;
 
+typedef enum pcclCommFlags_t {
+    /* Links between processes of one user on one machine go over TCP too, not through memory that they share;
+     * the environment variable PCCL_TCP_ONLY=1 says the same for all communicators. */
+    pcclCommTcpOnly = 1
+} pcclCommFlags_t;
+
 /* Everything after p2p_connection_pool_size is optional: zero means the default. */
 typedef struct pcclCommCreateParams_t {
     ccoip_socket_address_t master_address;
     uint32_t peer_group;               /* collectives span the peers of one group */
-    uint32_t p2p_connection_pool_size; /* TCP streams per link, at most 64; 0: 4 */
+    uint32_t p2p_connection_pool_size; /* streams per link, at most 64; 0: 4 */
     uint32_t timeout_ms;               /* silence or stall of what ought to move; 0: 10000, at least 100 */
     uint32_t straggler_timeout_ms;     /* how long to wait for a peer that has not called yet; 0: no bound */
     const char *name;                  /* shown in logs and errors, at most 63 bytes; copied */
@@ -113,7 +119,7 @@ typedef struct pcclCommCreateParams_t {
     uint16_t listen_port;              /* 0: the first free one from 48149 up */
     const uint8_t *secret;             /* not supported yet: must be NULL */
     size_t secret_size;
-    uint32_t flags;        /* 0 */
+    uint32_t flags;        /* of pcclCommFlags_t */
     uint32_t data_threads; /* for large ops, at most 16; 0: PCCL_DATA_THREADS, else as many as are best */
 } pcclCommCreateParams_t;
 

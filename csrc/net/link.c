@@ -126,7 +126,8 @@ static struct socket_options stream_options(const struct link_set *set) {
                                    .notsent_lowat_bytes = NOTSENT_LOWAT_BYTES};
 }
 
-static bool send_greeting(const struct stream *stream, int fd) {
+/* With the `memory` of a channel, unless that is -1. */
+static bool send_greeting(const struct stream *stream, int fd, int memory) {
     const struct link *link = stream->link;
     struct link_greeting greeting = {.run = link->set->run,
                                      .key = link->key,
@@ -137,12 +138,17 @@ static bool send_greeting(const struct stream *stream, int fd) {
     uint8_t bytes[LINK_GREETING_BYTES];
     link_greeting_encode(&greeting, bytes);
     /* The socket is new: its buffer takes so few bytes, or the connection is broken. */
-    return send(fd, bytes, sizeof bytes, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)sizeof bytes;
+    ssize_t sent = memory >= 0 ? socket_send_descriptor(fd, bytes, sizeof bytes, memory)
+                               : send(fd, bytes, sizeof bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return sent == (ssize_t)sizeof bytes;
 }
 
 static void stream_is_open(struct stream *stream) {
     struct link *link = stream->link;
     stream->state = STREAM_OPEN;
+    if (stream->channel.memory != NULL) {
+        stream_look_at_channel(stream);
+    }
     link->last_heard_ns = clock_now_ns();
     link->suspect = false;
     link->open_streams++;
@@ -166,6 +172,7 @@ static void retry_later(struct stream *stream, const char *what, const char *why
     if (stream->state == STREAM_OPEN) {
         link->open_streams--;
     }
+    link->avoids_memory = link->avoids_memory || stream->channel.memory != NULL;
     stream_close(stream);
     if (!link->opener) {
         return; /* the other side will try again */
@@ -187,8 +194,36 @@ bool link_stream_broken(struct stream *stream, const char *why) {
     return link_fail(link, "stream %u of %u: %s", stream->index + 1u, (unsigned)link->stream_count, why);
 }
 
+/* The connection is there, or it is not to be had. */
+static bool connect_in_memory(struct stream *stream) {
+    struct link *link = stream->link;
+    const struct address *address = &link->member.address;
+    if (link->set->tcp_only || link->avoids_memory || !socket_is_own_address(address)) {
+        return false;
+    }
+    int fd = socket_connect_local(address->port);
+    int memory = fd >= 0 ? channel_create(&stream->channel, fd) : -1;
+    bool good = memory >= 0 && send_greeting(stream, fd, memory) &&
+                poller_add(link->set->poller, &stream->item, fd, POLL_EDGE) == 0;
+    if (memory >= 0) {
+        close(memory);
+    }
+    if (good) {
+        stream->state = STREAM_GREETING;
+        return true;
+    }
+    channel_close(&stream->channel);
+    if (fd >= 0) {
+        close(fd);
+    }
+    return false;
+}
+
 static void connect_stream(struct stream *stream) {
     struct link *link = stream->link;
+    if (connect_in_memory(stream)) {
+        return;
+    }
     struct socket_options options = stream_options(link->set);
     int fd = socket_connect(&link->member.address, &options);
     if (fd < 0) {
@@ -210,7 +245,7 @@ static void connect_ended(struct stream *stream) {
         stream->item.writable = false;
         return;
     }
-    if (error != 0 || !send_greeting(stream, stream->item.fd)) {
+    if (error != 0 || !send_greeting(stream, stream->item.fd, -1)) {
         retry_later(stream, cant_connect, error != 0 ? strerror(-error) : "it was closed at once");
         return;
     }
@@ -304,19 +339,29 @@ static struct stream *expected_stream(struct link *link, const struct link_greet
     return stream;
 }
 
+/* Of an accepted connection, before it is greeted. */
+static bool prepare(struct stream *stream, int fd, int memory) {
+    struct socket_options options = stream_options(stream->link->set);
+    return memory >= 0 ? channel_open(&stream->channel, fd, memory) == 0
+                       : socket_set_options(fd, &options) == 0;
+}
+
 enum link_adoption link_adopt(struct link_set *set, const struct link_greeting *greeting,
-                              struct poll_item *item) {
+                              struct poll_item *item, int memory) {
     bool ours = id_equal(&greeting->run, &set->run) && id_equal(&greeting->to, &set->self);
     struct link *link = ours ? find_key(set, &greeting->key) : NULL;
-    if (ours && link == NULL) {
+    if (link == NULL && (ours || id_is_zero(&set->self))) {
         return LINK_NOT_YET;
     }
     int fd = item->fd;
     poller_remove(set->poller, item);
     struct stream *stream = link != NULL ? expected_stream(link, greeting) : NULL;
-    struct socket_options options = stream_options(set);
-    if (stream == NULL || socket_set_options(fd, &options) != 0 || !send_greeting(stream, fd) ||
+    if (stream == NULL) {
+        return LINK_REFUSED;
+    }
+    if (!prepare(stream, fd, memory) || !send_greeting(stream, fd, -1) ||
         poller_add(set->poller, &stream->item, fd, POLL_EDGE) != 0) {
+        channel_close(&stream->channel);
         return LINK_REFUSED;
     }
     stream_is_open(stream);

@@ -1,6 +1,7 @@
-/* The links of one communicator: each is a pair of peers, known by its key, with `streams` TCP
- * connections that share its load. They are built (one side connects, the other expects), watched
- * (silence, breaks), and taken down. Only the net thread comes here. */
+/* The links of one communicator: each is a pair of peers, known by its key, with `streams` connections that
+ * share its load: through memory if both ends are processes of one user on one machine, else TCP. They are
+ * built (one side connects, the other expects), watched (silence, breaks), and taken down. Only the net
+ * thread comes here. */
 #ifndef PCCL_NET_LINK_H
 #define PCCL_NET_LINK_H
 
@@ -34,8 +35,9 @@ struct link {
     struct stream *streams; /* owned */
     uint16_t turn;          /* the stream that writes first next time */
     bool wants_write;
-    uint32_t rtt_us; /* measured when it came up */
-    bool is_local;   /* the other end is on this machine */
+    uint32_t rtt_us;    /* measured when it came up */
+    bool is_local;      /* the other end is on this machine */
+    bool avoids_memory; /* it was tried in vain */
 
     uint64_t build_deadline_ns;
     uint64_t last_sent_ns, last_heard_ns;
@@ -58,6 +60,7 @@ struct link_set {
     struct engine *engine;
     struct id run, self; /* zero before the master's welcome */
     uint64_t timeout_ns;
+    bool tcp_only; /* none through memory */
     struct link links[MAX_LINKS];
 };
 
@@ -73,16 +76,17 @@ struct link *link_find(struct link_set *set, const struct id *key);
 /* A link whose state the machine does not know yet, or NULL; it counts as known from then on. */
 struct link *link_next_report(struct link_set *set);
 
-/* A connection, watched by `item`, has arrived and greeted. If a link here expects it, it becomes a
- * stream: then the socket is the link's (LINK_ADOPTED), else it remains the caller's. `item` watches it
- * no more, unless the answer is LINK_NOT_YET. */
+/* A connection, watched by `item`, has arrived and greeted, and brought the `memory` of a channel (-1: TCP).
+ * If a link here expects it, it becomes a stream: then the socket is the link's (LINK_ADOPTED), else it
+ * remains the caller's, as `memory` does in any case. `item` watches it no more, unless the answer is
+ * LINK_NOT_YET. */
 enum link_adoption {
     LINK_ADOPTED,
-    LINK_NOT_YET, /* no link with this key: it may come */
+    LINK_NOT_YET, /* no link with this key, or nobody knows yet who we are: that may come */
     LINK_REFUSED, /* close it */
 };
 enum link_adoption link_adopt(struct link_set *set, const struct link_greeting *greeting,
-                              struct poll_item *item);
+                              struct poll_item *item, int memory);
 
 /* What the poller has found about a stream. True if it has more to do at once. */
 bool link_stream_ready(struct stream *stream);

@@ -1,6 +1,6 @@
-/* The listening socket of a peer, and the strangers on it: connections that have not greeted yet, or
- * whose link is not known here yet. They have 96 bytes, STRANGER_TIMEOUT_MS and there are at most
- * MAX_STRANGERS of them. Only the net thread comes here. */
+/* The listening sockets of a peer, one of TCP and one for its own machine, and the strangers on them:
+ * connections that have not greeted yet, or whose link is not known here yet. They have 96 bytes,
+ * STRANGER_TIMEOUT_MS and there are at most MAX_STRANGERS of them. Only the net thread comes here. */
 #ifndef PCCL_NET_LISTENER_H
 #define PCCL_NET_LISTENER_H
 
@@ -13,8 +13,7 @@
 #include "net/state_desk.h"
 
 struct listener {
-    struct poll_item item;
-    int fd;             /* owned; -1: none */
+    struct poll_item item, local_item; /* own their sockets; `fd` -1: none */
     uint64_t resume_ns; /* the system was out of descriptors: accept again then; 0: it was not */
     struct poller *poller;
     struct link_set *links;
@@ -26,14 +25,14 @@ struct listener {
 struct stranger;
 
 void listener_init(struct listener *listener, struct poller *poller, struct link_set *links);
-/* Listens on `port`, or on the first free one from the default up if it is 0. Returns 0 or a negative
- * errno value. */
-int listener_open(struct listener *listener, uint16_t port);
+/* Listens on `port`, or on the first free one from the default up if it is 0; unless `tcp_only`, also for
+ * connections through memory, if the system lets it. Returns 0 or a negative errno value. */
+int listener_open(struct listener *listener, uint16_t port, bool tcp_only);
 void listener_close(struct listener *listener);
 uint16_t listener_port(const struct listener *listener);
 
 /* What the poller has found. */
-void listener_ready(struct listener *listener);
+void listener_ready(struct listener *listener, struct poll_item *item);
 void listener_stranger_ready(struct listener *listener, struct stranger *stranger);
 struct stranger *listener_stranger_of(struct poll_item *item);
 /* A link is expected from now on, or a sync: their connections may be among the strangers. */

@@ -23,6 +23,7 @@ void peer_loop_lose_control(struct peer_loop *loop, const char *what, const char
 
 static void control_connect(struct peer_loop *loop) {
     CHECK(loop->control_state == CONTROL_NONE);
+    loop->links.self = (struct id){0}; /* whoever it will be: others may hear of that before we do */
     struct socket_options options = {.user_timeout_ms = loop->options.hello.timeout_ms};
     int fd = socket_connect(&loop->options.master, &options);
     if (fd < 0) {

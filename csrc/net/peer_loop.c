@@ -239,7 +239,7 @@ static void item_ready(struct peer_loop *loop, struct poll_item *item) {
         control_ready(loop);
         break;
     case PEER_ITEM_LISTENER:
-        listener_ready(&loop->listener);
+        listener_ready(&loop->listener, item);
         break;
     case PEER_ITEM_STRANGER:
         listener_stranger_ready(&loop->listener, listener_stranger_of(item));
@@ -451,7 +451,7 @@ static int open_sockets(struct peer_loop *loop, const char **what) {
     }
     if (error == 0) {
         *what = "can't listen for other peers";
-        error = listener_open(&loop->listener, loop->options.listen_port);
+        error = listener_open(&loop->listener, loop->options.listen_port, loop->options.tcp_only);
     }
     return error;
 }
@@ -481,6 +481,7 @@ int peer_loop_start(const struct peer_loop_options *options, struct mailbox *mai
     poll_item_init(&loop->wake_item, PEER_ITEM_WAKE);
     poll_item_init(&loop->control_item, PEER_ITEM_CONTROL);
     link_set_init(&loop->links, &loop->poller, NULL, options->hello.timeout_ms * NS_PER_MS);
+    loop->links.tcp_only = options->tcp_only;
     listener_init(&loop->listener, &loop->poller, &loop->links);
     loop->machine = calloc(1, peer_bytes());
     struct engine *engine = calloc(1, sizeof *engine);

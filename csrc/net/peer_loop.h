@@ -23,6 +23,7 @@ struct peer_loop_options {
     struct address master;
     struct message_hello hello; /* `listen.port` is filled in */
     uint16_t listen_port;       /* 0: the first free one from the default up */
+    bool tcp_only;              /* no links through memory */
     uint32_t data_threads;      /* at most MAX_DATA_THREADS; 0: as many as are best */
 };
 

@@ -17,6 +17,7 @@ static const uint64_t patience_ns = 100000;
 
 int poller_open(struct poller *poller) {
     list_init(&poller->hot);
+    list_init(&poller->looking);
     poller->fd = epoll_create1(EPOLL_CLOEXEC);
     return poller->fd < 0 ? -errno : 0;
 }
@@ -31,6 +32,7 @@ void poller_close(struct poller *poller) {
 void poll_item_init(struct poll_item *item, uint8_t kind) {
     *item = (struct poll_item){.fd = -1, .kind = kind};
     list_init(&item->hot);
+    list_init(&item->looking);
 }
 
 int poller_add(struct poller *poller, struct poll_item *item, int fd, enum poll_mode mode) {
@@ -48,7 +50,14 @@ int poller_add(struct poller *poller, struct poll_item *item, int fd, enum poll_
     item->writable = false;
     item->hangup = false;
     item->watches_writable = false;
+    item->rung = false;
     return 0;
+}
+
+void poller_look_too(struct poller *poller, struct poll_item *item,
+                     bool (*look)(struct poll_item *item, bool sleeps)) {
+    item->look = look;
+    list_append(&poller->looking, &item->looking);
 }
 
 void poller_watch_writable(struct poller *poller, struct poll_item *item, bool watch) {
@@ -63,6 +72,7 @@ void poller_watch_writable(struct poller *poller, struct poll_item *item, bool w
 
 void poller_remove(struct poller *poller, struct poll_item *item) {
     list_remove(&item->hot);
+    list_remove(&item->looking);
     if (item->fd >= 0) {
         epoll_ctl(poller->fd, EPOLL_CTL_DEL, item->fd, NULL);
         item->fd = -1;
@@ -84,6 +94,7 @@ static int timeout_ms(uint64_t timeout_ns) {
 }
 
 static void note(struct poll_item *item, uint32_t events) {
+    item->rung = true;
     if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) {
         item->readable = true;
     }
@@ -95,8 +106,24 @@ static void note(struct poll_item *item, uint32_t events) {
     }
 }
 
+static bool look_too(struct poller *poller, bool sleeps) {
+    bool found = false;
+    for (struct list *node = poller->looking.next; node != &poller->looking; node = node->next) {
+        struct poll_item *item = LIST_ENTRY(node, struct poll_item, looking);
+        if (item->look(item, sleeps)) {
+            poller_heat(poller, item);
+            found = true;
+        }
+    }
+    return found;
+}
+
 /* Returns whether something was ready. */
 static bool look(struct poller *poller, int wait_ms) {
+    bool found = look_too(poller, wait_ms != 0);
+    if (found) {
+        wait_ms = 0;
+    }
     struct epoll_event events[EVENTS_PER_WAIT];
     int count = epoll_wait(poller->fd, events, EVENTS_PER_WAIT, wait_ms);
     CHECK(count >= 0 || errno == EINTR);
@@ -105,7 +132,7 @@ static bool look(struct poller *poller, int wait_ms) {
         note(item, events[i].events);
         poller_heat(poller, item);
     }
-    return count > 0;
+    return found || count > 0;
 }
 
 void poller_wait(struct poller *poller, uint64_t timeout_ns) {

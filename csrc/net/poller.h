@@ -21,12 +21,16 @@ struct poll_item {
     bool readable, writable;
     bool hangup; /* the other side has ended or broken the connection: read until that shows */
     bool watches_writable;
+    bool rung; /* by the descriptor, not by look(); the owner clears it */
     struct list hot;
+    struct list looking;
+    bool (*look)(struct poll_item *item, bool sleeps); /* poller_look_too() */
 };
 
 struct poller {
     int fd;
     struct list hot;
+    struct list looking; /* items with a look() */
 };
 
 /* Return 0 or a negative errno value. */
@@ -38,6 +42,10 @@ void poll_item_init(struct poll_item *item, uint8_t kind);
 /* Watches `fd`, which remains the caller's to close, after poller_remove(). 0 or a negative errno value. */
 int poller_add(struct poller *poller, struct poll_item *item, int fd, enum poll_mode mode);
 void poller_watch_writable(struct poller *poller, struct poll_item *item, bool watch);
+/* From now on the item is also looked at: look() sets `readable` and `writable` and returns whether either is
+ * new. If the poller `sleeps` after it, what comes then has to show at the descriptor. */
+void poller_look_too(struct poller *poller, struct poll_item *item,
+                     bool (*look)(struct poll_item *item, bool sleeps));
 /* Does nothing if it is not watched. */
 void poller_remove(struct poller *poller, struct poll_item *item);
 /* Puts the item into the hot list if it is not there: it has more to do. */

@@ -1,8 +1,6 @@
 #define _GNU_SOURCE
 #include "net/share.h"
 
-#include <sys/ioctl.h>
-
 #include "net/clock.h"
 #include "net/cores.h"
 #include "net/engine.h"
@@ -80,10 +78,8 @@ static void collect_output(struct shares *shares, struct link *link) {
 /* There is enough for it in the socket. Where a network delivers little at a time, one thread has time. */
 static bool is_worth_it(const struct stream *stream) {
     uint32_t left = stream->in.frame.payload_bytes - stream->in.received;
-    int waiting = 0;
     return stream->in.frame.payload_bytes >= SHARED_CHUNK_BYTES &&
-           ioctl(stream->item.fd, FIONREAD, &waiting) == 0 &&
-           (uint32_t)waiting >= (left < SHARED_CHUNK_BYTES ? left : SHARED_CHUNK_BYTES);
+           stream_waiting(stream) >= (left < SHARED_CHUNK_BYTES ? left : SHARED_CHUNK_BYTES);
 }
 
 /* No two shares of a turn may touch the same bytes. From peers that follow the protocol none do: a chunk

@@ -5,9 +5,11 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 enum { LOCAL_WINDOW_BYTES = 512 * 1024 }; /* to begin with, between two ends on one machine */
@@ -217,6 +219,119 @@ int socket_connect(const struct address *to, const struct socket_options *option
     }
     return fd;
 }
+
+/* ---- within this machine ---- */
+
+/* In the abstract name space, which belongs to a network name space as ports do. */
+static socklen_t name_of_port(uint16_t port, struct sockaddr_un *name) {
+    memset(name, 0, sizeof *name);
+    name->sun_family = AF_UNIX;
+    int length = snprintf(name->sun_path + 1, sizeof name->sun_path - 1, "pccl/%u", (unsigned)port);
+    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)length);
+}
+
+static bool is_of_our_user(int fd) {
+    struct ucred other;
+    socklen_t size = sizeof other;
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &other, &size) == 0 && other.uid == geteuid();
+}
+
+int socket_listen_local(uint16_t port) {
+    struct sockaddr_un name;
+    socklen_t size = name_of_port(port, &name);
+    int fd = new_socket(AF_UNIX);
+    if (fd < 0) {
+        return fd;
+    }
+    if (bind(fd, (const struct sockaddr *)&name, size) != 0 || listen(fd, SOMAXCONN) != 0) {
+        return fail(fd, -errno);
+    }
+    return fd;
+}
+
+int socket_accept_local(int listener) {
+    for (;;) {
+        int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0 && !accept_goes_on(errno)) {
+            return -errno;
+        }
+        if (fd >= 0 && is_of_our_user(fd)) {
+            return fd;
+        }
+        if (fd >= 0) {
+            close(fd);
+        }
+    }
+}
+
+int socket_connect_local(uint16_t port) {
+    struct sockaddr_un name;
+    socklen_t size = name_of_port(port, &name);
+    int fd = new_socket(AF_UNIX);
+    if (fd < 0) {
+        return fd;
+    }
+    if (connect(fd, (const struct sockaddr *)&name, size) != 0) { /* at once, or not at all */
+        return fail(fd, -errno);
+    }
+    return is_of_our_user(fd) ? fd : fail(fd, -EACCES);
+}
+
+/* What would come from here to an address of this machine comes from that very address. Nothing is sent. */
+bool socket_is_own_address(const struct address *address) {
+    union native native;
+    socklen_t size = to_native(address, &native);
+    int fd = size > 0 ? socket(native.any.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0) : -1;
+    if (fd < 0) {
+        return false;
+    }
+    bool own = connect(fd, &native.any, size) == 0 && socket_is_local(fd);
+    close(fd);
+    return own;
+}
+
+ssize_t socket_send_descriptor(int fd, const void *bytes, size_t size, int descriptor) {
+    union {
+        struct cmsghdr header;
+        uint8_t room[CMSG_SPACE(sizeof descriptor)];
+    } control = {0};
+    struct iovec piece = {.iov_base = (void *)(uintptr_t)bytes, .iov_len = size};
+    struct msghdr message = {
+        .msg_iov = &piece, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof descriptor);
+    memcpy(CMSG_DATA(header), &descriptor, sizeof descriptor);
+    ssize_t sent = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return sent >= 0 ? sent : -errno;
+}
+
+ssize_t socket_receive_descriptor(int fd, void *bytes, size_t size, int *descriptor_out) {
+    union {
+        struct cmsghdr header;
+        uint8_t room[CMSG_SPACE(sizeof *descriptor_out)];
+    } control = {0};
+    struct iovec piece = {.iov_base = bytes, .iov_len = size};
+    /* Room for one: if there are more, the system closes them. */
+    struct msghdr message = {.msg_iov = &piece,
+                             .msg_iovlen = 1,
+                             .msg_control = &control,
+                             .msg_controllen = CMSG_LEN(sizeof *descriptor_out)};
+    *descriptor_out = -1;
+    ssize_t received = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (received < 0) {
+        return -errno;
+    }
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    if (header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
+        header->cmsg_len == CMSG_LEN(sizeof *descriptor_out)) {
+        memcpy(descriptor_out, CMSG_DATA(header), sizeof *descriptor_out);
+    }
+    return received;
+}
+
+/* ---- connections that are there ---- */
 
 static bool same_address(const struct address *a, const struct address *b) {
     return a->family == b->family && a->port == b->port && memcmp(a->bytes, b->bytes, sizeof a->bytes) == 0;

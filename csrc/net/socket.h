@@ -1,12 +1,13 @@
-/* TCP sockets as the library uses them: every descriptor made here is non-blocking, closed on exec and
- * has TCP_NODELAY, and what suits loopback between two ends on one machine. Functions that return an int give
- * a descriptor or 0 on success and a negative errno value on failure; strerror(-result) is its text. None
- * blocks, but socket_resolve(). Any thread. */
+/* Sockets as the library uses them: every descriptor made here is non-blocking and closed on exec; those of
+ * TCP have TCP_NODELAY, and what suits loopback between two ends on one machine. Functions that return an int
+ * give a descriptor or 0 on success and a negative errno value on failure; strerror(-result) is its text.
+ * None blocks, but socket_resolve(). Any thread. */
 #ifndef PCCL_NET_SOCKET_H
 #define PCCL_NET_SOCKET_H
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "base/address.h"
 #include "include/ccoip_inet.h"
@@ -35,6 +36,20 @@ int socket_accept(int listener, const struct socket_options *options, struct add
 int socket_connect(const struct address *to, const struct socket_options *options);
 /* 0: connected. -EINPROGRESS: not yet. Else why it failed: close it. */
 int socket_connect_result(int fd);
+
+/* The same within this machine, between processes of one user, without TCP: the listener is known by the port
+ * that the same process listens on. Others are refused, whoever is first to take the name. */
+int socket_listen_local(uint16_t port);
+int socket_accept_local(int listener);
+/* Returns a connection that is there, or why there is none. */
+int socket_connect_local(uint16_t port);
+/* The address is one of this machine, in this network name space. False also if that is not certain. */
+bool socket_is_own_address(const struct address *address);
+/* Bytes, and with them a descriptor, over such a connection. The number of bytes, or a negative errno value.
+ */
+ssize_t socket_send_descriptor(int fd, const void *bytes, size_t size, int descriptor);
+/* *descriptor_out is the caller's to close, -1 if none came. */
+ssize_t socket_receive_descriptor(int fd, void *bytes, size_t size, int *descriptor_out);
 
 /* Sets what is not zero on a connection that was made with other options. */
 int socket_set_options(int fd, const struct socket_options *options);

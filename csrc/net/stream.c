@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -38,6 +39,7 @@ void stream_close(struct stream *stream) {
         poller_remove(stream->link->set->poller, &stream->item);
         close(fd);
     }
+    channel_close(&stream->channel);
     free(stream->in.held);
     stream->in.held = NULL;
     stream->in.op = NULL;
@@ -52,6 +54,37 @@ void stream_free(struct stream *stream) {
     stream_close(stream);
     free(stream->in.scratch);
     stream->in.scratch = NULL;
+}
+
+/* See poller_look_too(). */
+static bool look_at_channel(struct poll_item *item, bool sleeps) {
+    struct stream *stream = LIST_ENTRY(item, struct stream, item);
+    struct channel *channel = &stream->channel;
+    bool input = !item->readable, room = !item->writable;
+    if (sleeps && item->rung) {
+        channel_quiet(channel);
+        item->rung = false;
+    }
+    if (sleeps) {
+        channel_await(channel, input, room);
+    } else {
+        channel_awake(channel);
+    }
+    item->readable = item->readable || channel_has_input(channel);
+    item->writable = item->writable || channel_has_room(channel);
+    return (input && item->readable) || (room && item->writable);
+}
+
+void stream_look_at_channel(struct stream *stream) {
+    poller_look_too(stream->link->set->poller, &stream->item, look_at_channel);
+}
+
+size_t stream_waiting(const struct stream *stream) {
+    int waiting = 0;
+    if (stream->channel.memory != NULL) {
+        return channel_waiting(&stream->channel);
+    }
+    return ioctl(stream->item.fd, FIONREAD, &waiting) == 0 && waiting > 0 ? (size_t)waiting : 0;
 }
 
 uint8_t *stream_scratch(struct stream *stream, uint32_t bytes) {
@@ -208,6 +241,19 @@ static int plan_read(struct stream *stream, struct iovec where[2]) {
     return count;
 }
 
+/* What is there: the number of bytes, or 0 at the end of the connection, or a negative errno value. */
+static ssize_t receive(struct stream *stream, const struct iovec *where, int count) {
+    if (stream->channel.memory != NULL) {
+        ssize_t size = channel_read(&stream->channel, where, count);
+        return size == -EAGAIN && stream->item.hangup ? 0 : size;
+    }
+    ssize_t size;
+    do {
+        size = readv(stream->item.fd, where, count);
+    } while (size < 0 && errno == EINTR);
+    return size < 0 ? -errno : size;
+}
+
 /* One call of the system. Returns the number of bytes, or 0 at the end of the connection, or a negative errno
  * value; -EAGAIN: there is nothing now. Touches the stream and its payload alone. */
 static ssize_t read_some(struct stream *stream) {
@@ -216,16 +262,12 @@ static ssize_t read_some(struct stream *stream) {
     struct iovec where[2];
     int count = plan_read(stream, where);
     size_t wanted = where[0].iov_len + (count == 2 ? where[1].iov_len : 0);
-    ssize_t size;
-    do {
-        size = readv(item->fd, where, count);
-    } while (size < 0 && errno == EINTR);
-    if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+    ssize_t size = receive(stream, where, count);
+    if (size == -EAGAIN) {
         item->readable = false;
-        return -EAGAIN;
     }
     if (size <= 0) {
-        return size < 0 ? -errno : 0;
+        return size;
     }
     if ((size_t)size < wanted && !item->hangup) {
         item->readable = false; /* the kernel will say when there is more */
@@ -348,6 +390,16 @@ static int unsent_pieces(const struct stream_out *out, struct iovec *pieces) {
     return count;
 }
 
+/* The number of bytes that were taken, or a negative errno value. */
+static ssize_t transmit(struct stream *stream, struct iovec *pieces, int count) {
+    if (stream->channel.memory != NULL) {
+        return channel_write(&stream->channel, pieces, count);
+    }
+    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = (size_t)count};
+    ssize_t size = sendmsg(stream->item.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return size < 0 ? -errno : size;
+}
+
 /* One call of the system. Returns the number of bytes, 0 if there is no room now, or a negative errno value.
  * Touches the stream and the chunks of its batch alone. */
 static ssize_t send_some(struct stream *stream) {
@@ -357,17 +409,16 @@ static ssize_t send_some(struct stream *stream) {
     }
     out->prepared = true;
     struct iovec pieces[3 * BATCH_FRAMES];
-    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = (size_t)unsent_pieces(out, pieces)};
-    ssize_t size = sendmsg(stream->item.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (size < 0 && errno == EINTR) {
+    ssize_t size = transmit(stream, pieces, unsent_pieces(out, pieces));
+    if (size == -EINTR) {
         return 0;
     }
-    if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+    if (size == -EAGAIN) {
         stream->item.writable = false;
         return 0;
     }
     if (size < 0) {
-        return -errno;
+        return size;
     }
     out->sent += (size_t)size;
     if (out->sent < out->bytes) {

@@ -1,5 +1,6 @@
-/* One TCP connection of a link: frames in, frames out. It knows where a frame begins and ends and that
- * its bytes are intact; what they mean and where payload goes is the engine's (net/engine.h).
+/* One connection of a link, over TCP or through memory (net/channel.h): frames in, frames out. It knows where
+ * a frame begins and ends and that its bytes are intact; what they mean and where payload goes is the
+ * engine's (net/engine.h).
  *
  * Writing is pulled: whenever the socket has room and the last batch is out, the engine is asked for the
  * next one, so that a chunk is bound to a stream only when that stream can carry it. */
@@ -11,6 +12,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "net/channel.h"
 #include "net/poller.h"
 #include "wire/frame.h"
 
@@ -88,6 +90,7 @@ struct stream_out {
 
 struct stream {
     struct poll_item item;
+    struct channel channel; /* open: its bytes go through memory, and the socket is the bell */
     struct link *link;
     uint16_t index;
     uint8_t state; /* enum stream_state */
@@ -101,6 +104,11 @@ void stream_init(struct stream *stream, struct link *link, uint16_t index);
 void stream_close(struct stream *stream);
 /* Closes it and frees its memory. */
 void stream_free(struct stream *stream);
+
+/* It has a channel, and is open: the poller looks there from now on. */
+void stream_look_at_channel(struct stream *stream);
+/* How many bytes are there to be read. */
+size_t stream_waiting(const struct stream *stream);
 
 /* Takes frames that have arrived, at most about a chunk, so that other streams have their turn. False if
  * the link has failed: it has said so by link_fail(). */

@@ -17,10 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+import pytest
+
 from .data import digest, reduction
 from .model import expect_parity
 from .spawner import spawner
 
+# How links carry their bytes within this machine.
+TRANSPORTS = [pytest.param(False, id="memory"), pytest.param(True, id="TCP")]
 # When a wait counts as a hang: far beyond every bound of the library, and of a busy machine.
 HANG_SECONDS = 30.0
 LOG_LINES = 60
@@ -136,8 +140,10 @@ class Peer:
 class Cluster:
     """with Cluster(seed=1) as cluster: a, b, c = cluster.form(3)"""
 
-    def __init__(self, *, seed: int, timeout: float = 1.0, network: Network | None = None) -> None:
-        self.seed, self.timeout, self.network = seed, timeout, network
+    def __init__(
+        self, *, seed: int, timeout: float = 1.0, network: Network | None = None, tcp_only: bool = False
+    ) -> None:
+        self.seed, self.timeout, self.network, self.tcp_only = seed, timeout, network, tcp_only
         self.peers: list[Peer] = []
         self.next_index = 0
         self._folder = tempfile.TemporaryDirectory(prefix="pccl-faults-")
@@ -208,6 +214,7 @@ class Cluster:
         peer = Peer(process, index, connection, address)
         self.peers.append(peer)
         options = {"address": self.address, "timeout": self.timeout, "name": process.name} | options
+        options.setdefault("tcp_only", self.tcp_only)
         peer.tell("create", options=options)
         return peer
 
