@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--streams", type=number(0, 64), default=0, metavar="N", help="TCP streams per link (0: default)")
     add("--algorithm", choices=ALGORITHMS, default="auto", help="of pccl (default auto: by size)")
     add("--early-return", action="store_true", help="of pccl: results of up to 64K before their commit")
+    add("--tcp", action="store_true", help="pccl over TCP also within this machine, as others; else memory")
     add("--master", metavar="HOST:PORT", help="join the run of this master instead of starting one")
     add("--versus", type=_rivals, default=[], metavar="RIVALS", help=f"such as {','.join(RIVALS)}")
     add(
@@ -103,6 +104,7 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Plan:
         concurrent=options.concurrent,
         algorithm=options.algorithm,
         early_return=options.early_return,
+        tcp_only=options.tcp,
     )
     if all(plan.sizes_bytes[-1] < numpy_dtype(datatype).itemsize for datatype in plan.datatypes):
         parser.error(f"-e {options.maxbytes} is less than one element")

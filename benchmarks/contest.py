@@ -57,7 +57,9 @@ def run_contest(plan: Plan, timeout_s: float, progress: Progress) -> Iterator[Ro
     """Start all processes here, and yield a row per case. They end when the iteration does."""
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pccl-bench-")))
-        team, master = start_ourselves(stack, directory, plan.world_size, plan.streams, timeout_s)
+        team, master = start_ourselves(
+            stack, directory, plan.world_size, plan.streams, timeout_s, tcp_only=plan.tcp_only
+        )
         contestants: dict[str, Measure] = {OURSELVES: lambda request: _ask(team, request, master=master)}
         if plan.concurrent > 1:
             contestants[ONE_OP] = contestants[OURSELVES]
@@ -91,7 +93,7 @@ def join_contest(plan: Plan, master: str, progress: Progress) -> Iterator[Row]:
     """Be one peer of the run of `master`, in which all have the same plan. Yields rows on rank 0, nothing on
     the others. The master's processor time is not known here."""
     print(f"pccl bench: waiting for {plan.world_size} peers at {master}", file=sys.stderr)
-    with join(master, plan.world_size, plan.streams, "bench") as communicator:
+    with join(master, plan.world_size, plan.streams, "bench", tcp_only=plan.tcp_only) as communicator:
         rank = communicator.rank
 
         def measure_together(request: Request) -> Batch:

@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--rounds", type=whole_number(1), default=3, metavar="N", help="that the time is cut into (default 3)"
     )
+    add("--tcp", action="store_true", help="over TCP also within this machine; else memory")
     add("--master", metavar="HOST:PORT", help="join the run of this master instead of starting one")
     add("--timeout", type=whole_number(1), default=300, metavar="SECONDS", help="for one batch (default 300)")
     add("-J", "--json", action="store_true", help=f"one document, {SCHEMA}, instead of a table")
@@ -90,6 +91,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         rounds=options.rounds,
         rivals=[_RAW] if options.master is None else [],
         in_place=False,
+        tcp_only=options.tcp,
         seconds=options.time / options.rounds,
     )
 
@@ -114,8 +116,9 @@ def _head(row: Row, options: argparse.Namespace) -> list[str]:
         f"#{'size (B)':>11} {'system':>7} {'GB/s':>8} {'Gbit/s':>9} {'p50 (us)':>11} {'p99 (us)':>11}"
         f" {'cpu s/GB':>9}    pccl relative to it"
     )
+    links = f"streams: {streams}{'; TCP only' if options.tcp else ''}"
     return [
-        f"# 2 peers, both ways at once; streams: {streams}; {options.rounds} rounds, {seconds:g} s a size",
+        f"# 2 peers, both ways at once; {links}; {options.rounds} rounds, {seconds:g} s a size",
         f"# round trip, with that to the master: {times[OURSELVES]}{raw}",
         columns,
     ]
@@ -157,6 +160,7 @@ def _as_json(rows: Sequence[Row], options: argparse.Namespace) -> dict[str, Any]
         "pccl_version": pccl.__version__,
         "machine": machine(),
         "streams": options.parallel or None,
+        "tcp_only": options.tcp,
         "seconds": options.time,
         "rounds": options.rounds,
         "round_trip": found[0],

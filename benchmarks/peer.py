@@ -21,9 +21,13 @@ __all__ = ["join", "make_op_of", "master_cpu_ns", "spawn_master", "spawn_peers"]
 _PAUSE_S = 0.02
 
 
-def join(master: str, world_size: int, streams: int, name: str) -> pccl.Communicator:
+def join(
+    master: str, world_size: int, streams: int, name: str, *, tcp_only: bool = False
+) -> pccl.Communicator:
     """Connect, and let others in until the run has `world_size` peers."""
-    communicator = pccl.Communicator(master, p2p_connection_pool_size=streams, name=name).connect()
+    communicator = pccl.Communicator(
+        master, p2p_connection_pool_size=streams, name=name, tcp_only=tcp_only
+    ).connect()
     while communicator.world_size < world_size:
         if communicator.world_size == 1:
             time.sleep(_PAUSE_S)
@@ -69,10 +73,11 @@ def master_cpu_ns(team: Team) -> int:
     return int(team.ask_all({})[0]["cpu_ns"])
 
 
-def spawn_peers(team: Team, master: str, streams: int) -> None:
+def spawn_peers(team: Team, master: str, streams: int, *, tcp_only: bool) -> None:
     """Start one peer process per rank."""
+    options = (team.world_size, master, streams, int(tcp_only))
     for rank in range(team.world_size):
-        team.spawn(python_command("peer", "peer", team.socket_path, rank, team.world_size, master, streams))
+        team.spawn(python_command("peer", "peer", team.socket_path, rank, *options))
 
 
 def _serve_master(path: str) -> int:
@@ -101,9 +106,9 @@ def _outlive(communicator: pccl.Communicator, world_size: int, size_bytes: int) 
             return {"at_ns": at_ns, "survivors": survivors}
 
 
-def _serve_peer(path: str, rank: int, world_size: int, master: str, streams: int) -> int:
+def _serve_peer(path: str, rank: int, world_size: int, master: str, streams: int, tcp_only: bool) -> int:
     def prepare() -> Callable[[Any], Any]:
-        communicator = join(master, world_size, streams, f"bench-{rank}")
+        communicator = join(master, world_size, streams, f"bench-{rank}", tcp_only=tcp_only)
 
         def answer(request: Any) -> Any:
             if "outlive_bytes" in request:
@@ -120,8 +125,8 @@ def _serve_peer(path: str, rank: int, world_size: int, master: str, streams: int
 def _main(arguments: list[str]) -> int:
     if arguments[0] == "master":
         return _serve_master(arguments[1])
-    path, rank, world_size, master, streams = arguments[1:]
-    return _serve_peer(path, int(rank), int(world_size), master, int(streams))
+    path, rank, world_size, master, streams, tcp_only = arguments[1:]
+    return _serve_peer(path, int(rank), int(world_size), master, int(streams), tcp_only == "1")
 
 
 if __name__ == "__main__":

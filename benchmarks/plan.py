@@ -39,6 +39,7 @@ class Plan:
     concurrent: int = 1  # ops of each size at once, beside one op of their size together
     algorithm: str = "auto"  # of pccl
     early_return: bool = False  # of pccl
+    tcp_only: bool = False  # pccl, also within this machine
     in_place: bool = True  # also in place
     seconds: float = 0  # that a batch takes about, instead of `iterations`; 0: as many as these
 

@@ -10,8 +10,9 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from . import rivals
 from .command import exit_status
@@ -21,7 +22,6 @@ from .launch import BenchmarkError
 from .machine import machine
 from .plan import Plan, Row
 from .progress import Progress
-from .summary import Ratio
 from .teams import OURSELVES
 
 __all__ = ["main", "replace"]
@@ -30,8 +30,11 @@ BEGIN, END = "<!-- bench-table: begin -->", "<!-- bench-table: end -->"
 
 COMMAND = "make bench-table"
 _WORLD_SIZES = (2, 4)
-_SIZES = ("4K", "64K", "1M", "16M", "128M")
-_EARLY_SIZES = ("4K", "64K")  # these once more, with early return
+_LINES: Sequence[tuple[Sequence[str], dict[str, Any]]] = (
+    (("4K", "64K", "1M", "16M", "128M"), {}),
+    (("4K", "64K"), {"early_return": True}),
+    (("4K", "1M", "16M", "128M"), {"tcp_only": True}),
+)
 _ROUNDS = 5
 # Of a batch; the largest buffers take one op at least, and one more for warm-up.
 _SECONDS = 0.25
@@ -62,26 +65,23 @@ def _size_text(size: int) -> str:
     return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
 
 
-def _cells(found: Mapping[str, Ratio], name: str) -> str:
-    return str(found[name]) if name in found else ""
+def _ratio_cell(row: Row, name: str) -> str:
+    modes = (row.out_of_place_ratios, row.in_place_ratios)
+    return " / ".join(str(mode[name]) for mode in modes if name in mode)
 
 
 def table(measured: Sequence[tuple[Plan, Sequence[Row]]]) -> list[str]:
-    """In Markdown: for each world size and size two lines, out of place and in place."""
+    """In Markdown: a line for each world size and size; cells tell out of place / in place."""
     names = [name for name in _RIVAL_NAMES if any(name in plan.rivals for plan, _ in measured)]
-    titles = ["peers", "size", "", "time", "algbw", *(f"beside {_RIVAL_NAMES[name]}" for name in names)]
+    titles = ["peers", "size", "", "time", *(f"beside {_RIVAL_NAMES[name]}" for name in names)]
     lines = [_markdown(titles), _markdown(["---"] * len(titles))]
     for plan, rows in measured:
+        manner = "early return" if plan.early_return else "TCP only" if plan.tcp_only else ""
         for row in rows:
-            for mode, summaries, ratios in (
-                ("out of place", row.out_of_place, row.out_of_place_ratios),
-                ("in place", row.in_place, row.in_place_ratios),
-            ):
-                ours = summaries[OURSELVES]
-                numbers = [f"{ours.p50_us:.0f} µs", f"{row.case.size_bytes / ours.p50_us / 1e3:.2f} GB/s"]
-                manner = f"{mode}, early return" if plan.early_return else mode
-                head = [str(plan.world_size), _size_text(row.case.size_bytes), manner]
-                lines.append(_markdown([*head, *numbers, *(_cells(ratios, name) for name in names)]))
+            times = [mode[OURSELVES].p50_us for mode in (row.out_of_place, row.in_place)]
+            head = [str(plan.world_size), _size_text(row.case.size_bytes), manner]
+            time_cell = f"{' / '.join(f'{time_us:.0f}' for time_us in times)} µs"
+            lines.append(_markdown([*head, time_cell, *(_ratio_cell(row, name) for name in names)]))
     return lines
 
 
@@ -124,9 +124,9 @@ def _record(path: Path, *, tiny: bool) -> int:
     measured = []
     with Progress() as progress:
         for world_size in _WORLD_SIZES:
-            for sizes, early_return in ((_SIZES, False), (_EARLY_SIZES, True)):
+            for sizes, manner in _LINES:
                 plan = _plan(world_size, sizes[:1] if tiny else sizes, 1 if tiny else _ROUNDS, _SECONDS)
-                plan = dataclasses.replace(plan, early_return=early_return)
+                plan = dataclasses.replace(plan, **manner)
                 measured.append((plan, list(run_contest(plan, _TIMEOUT_S, progress))))
     lines = [*table(measured), "", _origin(load, date)]
     path.write_text(replace(path.read_text(encoding="utf-8"), lines), encoding="utf-8")

@@ -33,10 +33,10 @@ def header(plan: Plan) -> list[str]:
     modes = f"{'out-of-place':^{_MODE_WIDTH}}  {'in-place':^{_MODE_WIDTH}}"
     n = plan.concurrent
     at_once = [f"# pccl: {n} ops of each size at once; one-op: one of {n} times the size"] if n > 1 else []
-    early = "; early return" if plan.early_return else ""
+    manner = f"{'; early return' if plan.early_return else ''}{'; TCP only' if plan.tcp_only else ''}"
     iterations = f"{plan.rounds} x {plan.iterations} iterations, {plan.warmup} for warm-up"
     return [
-        f"# {plan.world_size} peers; {iterations}; algorithm: {plan.algorithm}{early}",
+        f"# {plan.world_size} peers; {iterations}; algorithm: {plan.algorithm}{manner}",
         *at_once,
         "# GB/s = 1e9 bytes/s; busbw = algbw * 2(n-1)/n; cpu: of all processes, for each GB to be sent;",
         "# wire: bytes that a peer sends in one op, with all headers",
@@ -100,6 +100,7 @@ def as_json(plan: Plan, rows: Sequence[Row], version: str) -> dict[str, Any]:
         "concurrent": plan.concurrent,
         "algorithm": plan.algorithm,
         "early_return": plan.early_return,
+        "tcp_only": plan.tcp_only,
         "rows": [_json_row(row) for row in rows],
         "average_busbw_gb_s": _average_busbw(rows),
         "wrong": sum(row.wrong for row in rows),

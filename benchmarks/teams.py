@@ -16,12 +16,18 @@ ONE_OP = "one-op"  # the same team: what it does at once, in one op
 
 
 def start_ourselves(
-    stack: contextlib.ExitStack, directory: Path, world_size: int, streams: int, timeout_s: float
+    stack: contextlib.ExitStack,
+    directory: Path,
+    world_size: int,
+    streams: int,
+    timeout_s: float,
+    *,
+    tcp_only: bool = False,
 ) -> tuple[Team, Team]:
     """Peers of pccl, and their master, until `stack` closes. Their files go to `directory`."""
     master = _enter(stack, directory, "master", 1, timeout_s)
     team = _enter(stack, directory, OURSELVES, world_size, timeout_s)
-    spawn_peers(team, spawn_master(master), streams)
+    spawn_peers(team, spawn_master(master), streams, tcp_only=tcp_only)
     team.wait_until_ready()
     return team, master
 

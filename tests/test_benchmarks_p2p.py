@@ -2,10 +2,12 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from benching import SUMMARY_KEYS, bench, printed_by_two
 from pccl.benchmarks import p2p
+from pccl.benchmarks.peer import join
 
 SHORT = ["-t", "0.05", "-l", "64K,1M", "--rounds", "2"]
 
@@ -39,6 +41,24 @@ def test_two_peers_are_shown_in_bits_and_bytes() -> None:
     ]
     for row in rows:
         assert float(row[3]) == pytest.approx(8 * float(row[2]), abs=0.01)
+
+
+def local_sockets() -> set[str]:
+    """Names under which peers can be reached without TCP."""
+    words = Path("/proc/net/unix").read_text().split()
+    return {word for word in words if word.startswith("@pccl/")}
+
+
+@pytest.mark.parametrize("tcp_only", [False, True])
+def test_links_within_the_machine_are_those_that_were_asked_for(master, tcp_only) -> None:
+    before = local_sockets()
+    with join(master.address, 1, 0, "bench", tcp_only=tcp_only):
+        assert (local_sockets() == before) == tcp_only
+    for name in ("p2p", "allreduce"):
+        few = SHORT[:4] if name == "p2p" else ["-b", "4K", "-e", "4K", "-n", "2"]
+        done = bench(name, *few, "--json", *(["--tcp"] if tcp_only else []))
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["tcp_only"] == tcp_only
 
 
 def test_two_peers_meet_at_a_master(master) -> None:
