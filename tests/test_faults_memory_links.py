@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import socket
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,16 @@ def knock(name: str) -> socket.socket:
     one.settimeout(20)
     one.connect(name)
     return one
+
+
+def babble(listener: socket.socket) -> None:
+    """Answers each connection with bytes that are no greeting; ends with the listener."""
+    with contextlib.suppress(OSError):
+        while True:
+            one, _ = listener.accept()
+            with one:
+                one.sendall(b"x" * GREETING_BYTES)
+                one.recv(1)
 
 
 def reduce_all(cluster: Cluster, peers: list[Peer]) -> None:
@@ -67,19 +78,27 @@ def test_channels_go_with_their_links():
         assert channels(peers[3]) == 0
 
 
-def test_who_has_no_local_socket_is_reached_over_tcp():
-    """The names are taken, by somebody who does not listen."""
-    with Cluster(seed=SEED, timeout=5) as cluster, contextlib.ExitStack() as takers:
-        peers = []
+@pytest.mark.parametrize("taker", ["refuses", "is silent", "answers wrongly"])
+def test_who_has_no_local_socket_is_reached_over_tcp(taker):
+    """Their names are taken, by somebody of the same user."""
+    with Cluster(seed=SEED, timeout=2) as cluster, contextlib.ExitStack() as stack:
+        peers, takers = [], []
         for _ in range(2):
             with socket.create_server(("127.0.0.1", 0)) as free:
                 port = free.getsockname()[1]
-            takers.enter_context(socket.socket(socket.AF_UNIX)).bind(f"\0pccl/{port}")
+            takers.append(stack.enter_context(socket.socket(socket.AF_UNIX)))
+            takers[-1].bind(f"\0pccl/{port}")
+            if taker != "refuses":
+                takers[-1].listen()
             peers.append(cluster.add(port=port))
+        if taker == "answers wrongly":
+            for one in takers:
+                threading.Thread(target=babble, args=(one,), daemon=True).start()
         cluster.admit([], peers[:1])
         cluster.admit(peers[:1], peers[1:])
         reduce_all(cluster, peers)
         assert [channels(peer) for peer in peers] == [0, 0]
+        assert "no link between" not in cluster.master.log.read_text()
 
 
 def test_greetings_without_memory_or_with_any_are_refused():

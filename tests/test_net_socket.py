@@ -237,6 +237,7 @@ def test_local_connections_are_there_at_once(local) -> None:
     ):
         for sock in (client, server):
             assert sock.family == socket.AF_UNIX
+            assert lib.socket_is_local(sock.fileno())
             assert not os.get_blocking(sock.fileno())
             assert not os.get_inheritable(sock.fileno())
         client.send(b"x")
@@ -266,6 +267,7 @@ def test_local_connections_of_another_user_are_refused(local) -> None:
     with socket.socket(socket.AF_UNIX) as other:
         with somebody_else():
             other.connect(f"\0pccl/{port}")
+        assert lib.socket_accept_local(listener.fileno()) == -errno.ECONNABORTED
         assert lib.socket_accept_local(listener.fileno()) == -errno.EAGAIN
         assert other.recv(1) == b"", "it is closed"
     listener.close()

@@ -17,8 +17,8 @@ enum {
     MAX_FAILED_TAGS = 4096,         /* that one new epoch reports as failed, of all its members together */
     MAX_MESSAGE_BYTES = 128 * 1024, /* one control message, its header included */
     MAX_GREETING_BYTES = 1024,      /* the first message of a connection nobody has vouched for yet */
-    MAX_STRANGERS = 256,            /* connections that have not greeted yet, per listening socket */
-    STRANGER_TIMEOUT_MS = 5000,     /* how long such a connection may stay silent */
+    MAX_STRANGERS = 256, /* connections that have not greeted yet, on the listening sockets of a process */
+    STRANGER_TIMEOUT_MS = 5000,         /* how long such a connection may stay silent */
     MAX_OUTBOX_BYTES = 4 * 1024 * 1024, /* unsent control bytes before a connection counts as dead */
 
     MIN_TIMEOUT_MS = 100,

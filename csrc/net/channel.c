@@ -66,7 +66,9 @@ int channel_create(struct channel *channel, int bell) {
         return -errno;
     }
     int error = 0;
+    /* The memory is taken now: where there is none left, its first use would be a signal. */
     if (ftruncate(descriptor, sizeof(struct channel_memory)) != 0 ||
+        fallocate(descriptor, 0, 0, sizeof(struct channel_memory)) != 0 ||
         fcntl(descriptor, F_ADD_SEALS, seals) != 0) {
         error = -errno;
     } else {
@@ -150,10 +152,9 @@ static void ring_if(const struct channel *channel, _Atomic uint32_t *waits) {
     }
 }
 
-void channel_quiet(const struct channel *channel) {
-    uint8_t rung[64];
-    while (recv(channel->bell, rung, sizeof rung, MSG_DONTWAIT) == (ssize_t)sizeof rung) {
-    }
+bool channel_quiet(const struct channel *channel) {
+    uint8_t rung[64]; /* two for each time that we have slept */
+    return recv(channel->bell, rung, sizeof rung, MSG_DONTWAIT) < (ssize_t)sizeof rung;
 }
 
 /* ---- bytes ---- */
@@ -214,7 +215,7 @@ static ssize_t read_piece(struct channel *channel, uint8_t *to, size_t size, siz
     return (ssize_t)done;
 }
 
-static ssize_t write_piece(struct channel *channel, const uint8_t *from, size_t size, size_t *unshown) {
+static ssize_t write_piece(struct channel *channel, uint8_t *from, size_t size, size_t *unshown) {
     size_t done = 0;
     while (done < size) {
         uint64_t pending = pending_bytes(channel);
@@ -237,11 +238,14 @@ static ssize_t write_piece(struct channel *channel, const uint8_t *from, size_t 
     return (ssize_t)done;
 }
 
-ssize_t channel_read(struct channel *channel, const struct iovec *pieces, int count) {
+typedef ssize_t piece_mover(struct channel *channel, uint8_t *piece, size_t size, size_t *unshown);
+
+static ssize_t move(struct channel *channel, const struct iovec *pieces, int count, piece_mover *move_piece,
+                    void (*show)(const struct channel *channel)) {
     ssize_t total = 0;
     size_t unshown = 0;
     for (int i = 0; i < count; i++) {
-        ssize_t size = read_piece(channel, pieces[i].iov_base, pieces[i].iov_len, &unshown);
+        ssize_t size = move_piece(channel, pieces[i].iov_base, pieces[i].iov_len, &unshown);
         if (size < 0) {
             return size;
         }
@@ -251,26 +255,15 @@ ssize_t channel_read(struct channel *channel, const struct iovec *pieces, int co
         }
     }
     if (unshown > 0) {
-        show_read(channel);
+        show(channel);
     }
     return total > 0 ? total : -EAGAIN;
 }
 
+ssize_t channel_read(struct channel *channel, const struct iovec *pieces, int count) {
+    return move(channel, pieces, count, read_piece, show_read);
+}
+
 ssize_t channel_write(struct channel *channel, const struct iovec *pieces, int count) {
-    ssize_t total = 0;
-    size_t unshown = 0;
-    for (int i = 0; i < count; i++) {
-        ssize_t size = write_piece(channel, pieces[i].iov_base, pieces[i].iov_len, &unshown);
-        if (size < 0) {
-            return size;
-        }
-        total += size;
-        if ((size_t)size < pieces[i].iov_len) {
-            break;
-        }
-    }
-    if (unshown > 0) {
-        show_written(channel);
-    }
-    return total > 0 ? total : -EAGAIN;
+    return move(channel, pieces, count, write_piece, show_written);
 }

@@ -51,7 +51,8 @@ bool channel_has_room(const struct channel *channel);
 void channel_await(struct channel *channel, bool input, bool room);
 /* This end is awake: no bell is needed. */
 void channel_awake(struct channel *channel);
-/* Takes what the bell has rung off the socket. */
-void channel_quiet(const struct channel *channel);
+/* Takes what the bell has rung off the socket. False if there may be more, as only a hostile end can cause.
+ */
+bool channel_quiet(const struct channel *channel);
 
 #endif

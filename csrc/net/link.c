@@ -210,6 +210,7 @@ static bool connect_in_memory(struct stream *stream) {
     }
     if (good) {
         stream->state = STREAM_GREETING;
+        stream->retry_ns = clock_now_ns() + link->set->timeout_ns / 2;
         return true;
     }
     channel_close(&stream->channel);
@@ -277,6 +278,10 @@ static bool read_answer(struct stream *stream) {
     }
     struct link_greeting greeting;
     if (!link_greeting_decode(in->staging, &greeting) || !greeting_answers(stream, &greeting)) {
+        if (stream->channel.memory != NULL) { /* who has this name need not be who has the address */
+            retry_later(stream, "a wrong answer from", "it is somebody else");
+            return false;
+        }
         char address[ADDRESS_TEXT_BYTES];
         return link_fail(stream->link, "who listens at %s is somebody else",
                          address_text(&stream->link->member.address, address));
@@ -470,6 +475,12 @@ static uint64_t silence_ns(const struct link_set *set) {
     return set->timeout_ns + SILENCE_GRACE_HEARTBEATS * heartbeat_ns(set);
 }
 
+/* At its retry_ns. Of those that wait for an answer only who may still have it over TCP. */
+static bool is_to_retry(const struct stream *stream) {
+    return stream->state == STREAM_WAITING ||
+           (stream->state == STREAM_GREETING && stream->channel.memory != NULL);
+}
+
 static void tick_building(struct link *link, uint64_t now_ns) {
     double seconds = (double)link->set->timeout_ns / 1e9;
     if (now_ns >= link->build_deadline_ns) {
@@ -486,7 +497,12 @@ static void tick_building(struct link *link, uint64_t now_ns) {
     }
     for (uint16_t i = 0; i < link->stream_count; i++) {
         struct stream *stream = &link->streams[i];
-        if (stream->state == STREAM_WAITING && now_ns >= stream->retry_ns) {
+        if (!is_to_retry(stream) || now_ns < stream->retry_ns) {
+            continue;
+        }
+        if (stream->state == STREAM_GREETING) {
+            retry_later(stream, "no answer from", "its local socket is silent");
+        } else {
             connect_stream(stream);
         }
     }
@@ -532,7 +548,7 @@ uint64_t link_set_deadline(const struct link_set *set) {
         } else if (link->state == LINK_BUILDING) {
             deadline = earlier(deadline, link->build_deadline_ns);
             for (uint16_t s = 0; s < link->stream_count; s++) {
-                if (link->streams[s].state == STREAM_WAITING) {
+                if (is_to_retry(&link->streams[s])) {
                     deadline = earlier(deadline, link->streams[s].retry_ns);
                 }
             }

@@ -58,7 +58,7 @@ struct link {
 struct link_set {
     struct poller *poller;
     struct engine *engine;
-    struct id run, self; /* zero before the master's welcome */
+    struct id run, self; /* `self` is zero until the first link of a membership is built */
     uint64_t timeout_ns;
     bool tcp_only; /* none through memory */
     struct link links[MAX_LINKS];

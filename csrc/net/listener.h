@@ -1,6 +1,7 @@
 /* The listening sockets of a peer, one of TCP and one for its own machine, and the strangers on them:
- * connections that have not greeted yet, or whose link is not known here yet. They have 96 bytes,
- * STRANGER_TIMEOUT_MS and there are at most MAX_STRANGERS of them. Only the net thread comes here. */
+ * connections that have not greeted yet, or whose link is not known here yet. They have 96 bytes, on the
+ * local socket a descriptor besides, and STRANGER_TIMEOUT_MS; there are at most MAX_STRANGERS of them. Only
+ * the net thread comes here. */
 #ifndef PCCL_NET_LISTENER_H
 #define PCCL_NET_LISTENER_H
 

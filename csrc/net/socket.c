@@ -16,6 +16,7 @@ enum { LOCAL_WINDOW_BYTES = 512 * 1024 }; /* to begin with, between two ends on 
 
 union native {
     struct sockaddr any;
+    struct sockaddr_un local;
     struct sockaddr_in ipv4;
     struct sockaddr_in6 ipv6;
 };
@@ -258,8 +259,9 @@ int socket_accept_local(int listener) {
         if (fd >= 0 && is_of_our_user(fd)) {
             return fd;
         }
-        if (fd >= 0) {
+        if (fd >= 0) { /* one at a time: it is not up to him how long this takes */
             close(fd);
+            return -ECONNABORTED;
         }
     }
 }
@@ -360,6 +362,11 @@ int socket_connect_result(int fd) {
 }
 
 bool socket_is_local(int fd) {
+    union native native = {0};
+    socklen_t size = sizeof native;
+    if (getsockname(fd, &native.any, &size) == 0 && native.any.sa_family == AF_UNIX) {
+        return true;
+    }
     struct address here = socket_local_address(fd), there = socket_remote_address(fd);
     return here.family != ADDRESS_NONE && here.family == there.family &&
            memcmp(here.bytes, there.bytes, sizeof here.bytes) == 0;

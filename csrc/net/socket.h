@@ -40,6 +40,7 @@ int socket_connect_result(int fd);
 /* The same within this machine, between processes of one user, without TCP: the listener is known by the port
  * that the same process listens on. Others are refused, whoever is first to take the name. */
 int socket_listen_local(uint16_t port);
+/* The next connection, or -EAGAIN, or -ECONNABORTED for one that was refused. */
 int socket_accept_local(int listener);
 /* Returns a connection that is there, or why there is none. */
 int socket_connect_local(uint16_t port);

@@ -62,8 +62,7 @@ static bool look_at_channel(struct poll_item *item, bool sleeps) {
     struct channel *channel = &stream->channel;
     bool input = !item->readable, room = !item->writable;
     if (sleeps && item->rung) {
-        channel_quiet(channel);
-        item->rung = false;
+        item->rung = !channel_quiet(channel);
     }
     if (sleeps) {
         channel_await(channel, input, room);

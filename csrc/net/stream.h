@@ -38,7 +38,8 @@ enum stream_state {
     STREAM_CLOSED,
     STREAM_WAITING, /* to connect, at `retry_ns` */
     STREAM_CONNECTING,
-    STREAM_GREETING, /* the opener's greeting is sent, the answer has not come */
+    STREAM_GREETING, /* the opener's greeting is sent, the answer has not come; through memory until
+                        `retry_ns` */
     STREAM_OPEN,
 };
 
