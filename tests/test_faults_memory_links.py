@@ -81,7 +81,7 @@ def test_channels_go_with_their_links():
 @pytest.mark.parametrize("taker", ["refuses", "is silent", "answers wrongly"])
 def test_who_has_no_local_socket_is_reached_over_tcp(taker):
     """Their names are taken, by somebody of the same user."""
-    with Cluster(seed=SEED, timeout=2) as cluster, contextlib.ExitStack() as stack:
+    with Cluster(seed=SEED, timeout=4) as cluster, contextlib.ExitStack() as stack:
         peers, takers = [], []
         for _ in range(2):
             with socket.create_server(("127.0.0.1", 0)) as free:
