@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
+from typing import SupportsIndex
 
-__all__ = ["boolean", "integer", "milliseconds"]
+__all__ = ["boolean", "integer", "milliseconds", "whole"]
 
 
 def milliseconds(seconds: float | None, what: str) -> int:
@@ -18,10 +20,21 @@ def milliseconds(seconds: float | None, what: str) -> int:
     return math.ceil(seconds * 1000)
 
 
-def integer(value: int, lowest: int, highest: int, what: str) -> int:
-    """The value itself, if it is an int within these bounds."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} must be an int, not {type(value).__name__}")
+def whole(value: SupportsIndex, what: str) -> int:
+    """The value as an int, if it is one, or a NumPy scalar or a tensor that is as good."""
+    if type(value) is int:
+        return value
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be an int, not {type(value).__name__}") from None
+
+
+def integer(value: SupportsIndex, lowest: int, highest: int, what: str) -> int:
+    """The value as an int, if it is one within these bounds."""
+    value = whole(value, what)
     if not lowest <= value <= highest:
         raise ValueError(f"{what} must be from {lowest} to {highest}, not {value}")
     return value

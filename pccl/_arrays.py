@@ -8,24 +8,29 @@ an array of a library that nobody has imported cannot have come here.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ._enums import BY_NUMPY_DTYPE, BY_TORCH_DTYPE, DataType
 from ._native import ffi
+from ._owners import hold_numpy, hold_torch
 
 __all__ = ["Memory", "gather_memory", "memory_of", "memory_pair", "scatter_memory"]
 
 
 @dataclass(slots=True)
 class Memory:
-    """`count` elements from `pointer` (a void *) on, valid as long as `owner` is held."""
+    """`count` elements from `pointer` (a void *) on, which stay there as long as `owner` and `hold` are kept
+    (_owners.py)."""
 
     pointer: Any
     count: int
     datatype: DataType
     owner: object
+    hold: object = None
+    looks_anew: Callable[[], int] | None = None  # the address as it is then, of an owner that can get another
 
     @property
     def address(self) -> int:
@@ -178,8 +183,10 @@ def _numpy_memory(array: Any, role: str, writable: bool) -> Memory:
     datatype = BY_NUMPY_DTYPE.get(dtype) or DataType.from_numpy_dtype(dtype)
     if not dtype.isnative:
         raise ValueError(f"{role} is in foreign byte order: convert it with .astype(dtype.newbyteorder('='))")
+    # Before its address is taken: it does not move from now on. (Calls are few where ops are small.)
+    hold = weakref.ref(array) if array.base is None else hold_numpy(array)
     pointer = ffi.cast("void *", ffi.from_buffer(array))  # the buffer is let go of at once: nothing is locked
-    return Memory(pointer, array.size, datatype, array)
+    return Memory(pointer, array.size, datatype, array, hold)
 
 
 def _torch_memory(tensor: Any, role: str, writable: bool) -> Memory:
@@ -195,10 +202,18 @@ def _torch_memory(tensor: Any, role: str, writable: bool) -> Memory:
         raise strided_error(role, "tensor.contiguous(), and copy a result back yourself")
     if tensor.is_neg():
         raise ValueError(f"{role} is a lazily negated view: pass tensor.resolve_neg()")
-    count, address = tensor.numel(), tensor.data_ptr()
-    if count > 0 and address == 0:
+    if tensor.requires_grad and not tensor.is_leaf:
+        raise ValueError(
+            f"{role} is part of an autograd graph, which would not notice the op: pass its values, "
+            "tensor.detach(), or the .grad of a parameter"
+        )
+    if tensor.numel() > 0 and tensor.data_ptr() == 0:
         raise TypeError(f"{role} has no memory of its own ({type(tensor).__name__}): pass a plain tensor")
-    return Memory(ffi.cast("void *", address), count, datatype, tensor)
+    storage = tensor.untyped_storage()
+    if storage.resizable():
+        hold_torch(tensor)  # before its address is taken: it does not move from now on
+    data_ptr = tensor.data_ptr
+    return Memory(ffi.cast("void *", data_ptr()), tensor.numel(), datatype, tensor, storage, data_ptr)
 
 
 def _other_memory(array: Any, role: str, writable: bool) -> Memory:

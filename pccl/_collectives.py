@@ -69,7 +69,7 @@ class Request:
     blocking: Any  # two functions of lib, which take `arguments`, options, the communicator, and a result
     starting: Any
     arguments: tuple[Any, ...]
-    memory: object  # what C reads and writes while the op runs
+    memory: tuple[Memory, ...]  # what C reads and writes while the op runs
     tag: int
     timeout: float | None
     algorithm: int
@@ -171,9 +171,10 @@ class Collectives:
         **fields: int,
     ) -> Request:
         """Of a collective that names ranks."""
+        tag = check_tag(tag)
         descriptor = ffi.new(
             "pcclCollectiveDescriptor_t *",
-            {"datatype": buffers[0].datatype.value, "tag": check_tag(tag), **fields},
+            {"datatype": buffers[0].datatype.value, "tag": tag, **fields},
         )
         return Request(
             getattr(lib, f"pccl{name}"),
@@ -362,8 +363,8 @@ class Collectives:
             lib.pcclBarrier,
             lib.pcclBarrierAsync,
             (check_tag(tag),),
-            None,
-            tag,
+            (),
+            check_tag(tag),
             timeout,
             algorithm_value("auto"),
             retry,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
+from ._arguments import whole
 from ._arrays import Memory, memory_pair
 from ._enums import DataType, DistributionHint, QuantizationAlgorithm, ReduceOp
 from ._native import ffi, lib
@@ -74,22 +75,18 @@ class ReduceDescriptor:
 @dataclass
 class ReduceOpDescriptor:
     """One op of all_reduce_multiple_with_retry(), with its arrays. Made by from_torch() and from_numpy(),
-    which keep the arrays alive, or from two addresses that the caller answers for."""
+    which keep the arrays alive and look anew where they lie in each call, or from two addresses that the
+    caller answers for."""
 
     sendbuf_ptr: int
     recvbuf_ptr: int
     reduce_descriptor: ReduceDescriptor
-    _owners: tuple[object, ...] = field(default=(), repr=False, compare=False)
+    _arrays: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def _from_arrays(cls, send: Any, recv: Any, reduce_descriptor: ReduceDescriptor) -> ReduceOpDescriptor:
-        source, target = memory_pair(send, recv)
-        _check_operand(reduce_descriptor.operand_descriptor, source.datatype)
-        if reduce_descriptor.count > source.count:
-            raise ValueError(
-                f"the descriptor counts {reduce_descriptor.count} elements but the arrays have {source.count}"
-            )
-        return cls(source.address, target.address, reduce_descriptor, (source.owner, target.owner))
+        source, target = _look(send, recv, reduce_descriptor)
+        return cls(source.address, target.address, reduce_descriptor, (send, recv))
 
     @classmethod
     def from_torch(cls, send: Any, recv: Any, reduce_descriptor: ReduceDescriptor) -> ReduceOpDescriptor:
@@ -101,11 +98,26 @@ class ReduceOpDescriptor:
         """For NumPy arrays; the same array twice is in place."""
         return cls._from_arrays(send, recv, reduce_descriptor)
 
-    def fill(self, target: Any) -> None:
-        """Write into a pcclReduceOpDescriptor_t."""
+    def fill(self, target: Any) -> object:
+        """Write into a pcclReduceOpDescriptor_t. What is returned has to be kept while C uses it."""
+        memory = None
+        if self._arrays is not None:  # they may lie elsewhere than when the descriptor was made
+            memory = _look(*self._arrays, self.reduce_descriptor)
+            self.sendbuf_ptr, self.recvbuf_ptr = (part.address for part in memory)
         target.sendbuf = ffi.cast("void *", self.sendbuf_ptr)
         target.recvbuf = ffi.cast("void *", self.recvbuf_ptr)
         fill_descriptor(target.descriptor, self.reduce_descriptor)
+        return memory
+
+
+def _look(send: Any, recv: Any, descriptor: ReduceDescriptor) -> tuple[Memory, Memory]:
+    source, target = memory_pair(send, recv)
+    _check_operand(descriptor.operand_descriptor, source.datatype)
+    if descriptor.count > source.count:
+        raise ValueError(
+            f"the descriptor counts {descriptor.count} elements but the arrays have {source.count}"
+        )
+    return source, target
 
 
 def _check_operand(operand: ReduceOperandDescriptor, datatype: DataType) -> None:
@@ -125,9 +137,8 @@ def new_descriptor(
     quantization: QuantizationOptions | None,
 ) -> Any:
     """A pcclReduceDescriptor_t of the op over a whole array, not to be changed. TypeError or ValueError for
-    what C could not take."""
+    what C could not take. `tag` has been checked: for the cache, True and 1 would be the same."""
     if operand is None and quantization is None:
-        tag = check_tag(tag)  # in front of the cache, for which True and 1 are the same
         # _value_, since before Python 3.12 it takes several calls to get at .value.
         return _plain_descriptor(memory.count, memory.datatype._value_, ReduceOp.of(op)._value_, tag)
     if operand is None:
@@ -147,10 +158,10 @@ def _plain_descriptor(count: int, datatype: int, op: int, tag: int) -> Any:
     return ffi.new("pcclReduceDescriptor_t *", (count, op, tag, (datatype,)))
 
 
-def check_tag(tag: int) -> int:
-    """The tag itself, if it can be one."""
-    if not isinstance(tag, int) or isinstance(tag, bool):
-        raise TypeError(f"tag must be an int, not {type(tag).__name__}")
+def check_tag(tag: SupportsIndex) -> int:
+    """The tag as an int, if it can be one."""
+    if type(tag) is not int:
+        tag = whole(tag, "tag")
     if not 0 <= tag <= MAX_TAG:
         raise ValueError(f"tag must be from 0 to 2**64 - 1, not {tag}")
     return tag
@@ -167,10 +178,10 @@ def algorithm_value(algorithm: str) -> int:
 
 def fill_descriptor(target: Any, descriptor: ReduceDescriptor) -> None:
     """Write into a pcclReduceDescriptor_t. TypeError or ValueError for what C could not take."""
-    count, tag = descriptor.count, check_tag(descriptor.tag)
+    count, tag = whole(descriptor.count, "count"), check_tag(descriptor.tag)
     quantization = descriptor.quantization_options
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"count must be a positive int, not {count!r}")
+    if not 0 <= count < 2**63:
+        raise ValueError(f"count must be from 0 to 2**63 - 1, not {count}")
     if not isinstance(quantization, QuantizationOptions):
         raise TypeError(
             f"quantization_options must be QuantizationOptions, not {type(quantization).__name__}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -10,12 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _interrupt
+from ._arrays import Memory
 from ._descriptors import ReduceInfo
 from ._enums import Result
 from ._errors import RefusedError, check_process, error_for, last_error
 from ._native import ffi, lib
 
 __all__ = ["InFlight", "Operation", "Outcome"]
+
+_logger = logging.getLogger("pccl")
 
 
 @dataclass(slots=True)
@@ -31,9 +35,10 @@ class Operation:
     """One op in C, awaited there exactly once, and here as often as you like. Until then it holds the memory
     that C works on."""
 
-    def __init__(self, memory: object, process_id: int) -> None:
+    def __init__(self, tag: int, memory: tuple[Memory, ...], process_id: int) -> None:
         self.handle = ffi.new("pcclAsyncReduceOp_t *")
-        self._memory: object | None = memory
+        self._tag = tag
+        self._memory = memory
         self._process_id = process_id
         self._lock = threading.Lock()
         self.outcome: Outcome | None = None  # once it has been awaited
@@ -43,7 +48,11 @@ class Operation:
         with self._lock:
             if self.outcome is None:
                 self.outcome = self._await()
-                self._memory = None
+                memory, self._memory = self._memory, ()
+                for part in memory if self.outcome.error is None else ():
+                    if part.looks_anew is not None and part.looks_anew() != part.address:
+                        self._say_moved()
+                        break
             return self.outcome
 
     def _await(self) -> Outcome:
@@ -54,10 +63,18 @@ class Operation:
             # The wait was interrupted, and with it the communicator closed: the op is over.
             error = error_for(Result.INVALID_USAGE, f"a signal ended the wait: {interruption!r}")
             self.outcome = Outcome(Result.INVALID_USAGE, ReduceInfo(0, 0, 0), error)
-            self._memory = None
+            self._memory = ()
             raise
         failure = None if result == lib.pcclSuccess else last_error(result)
         return Outcome(result, ReduceInfo.from_c(info), failure)
+
+    def _say_moved(self) -> None:
+        _logger.warning(
+            "the async op with tag %d has worked on the memory that its tensors had when it was started, but "
+            "one of them has other memory by now (tensor.data = ..., set_() or share_memory_()): leave them "
+            "alone until the op is over",
+            self._tag,
+        )
 
     def done(self) -> bool:
         check_process(self._process_id)
@@ -91,7 +108,9 @@ class InFlight:
     def __len__(self) -> int:
         return len(self._by_tag)
 
-    def start(self, tag: int, memory: object, function: Any, arguments: tuple[Any, ...]) -> Operation:
+    def start(
+        self, tag: int, memory: tuple[Memory, ...], function: Any, arguments: tuple[Any, ...]
+    ) -> Operation:
         """Start an op by `function` of lib, which takes the handle that it is to fill after `arguments`."""
         with self._lock:
             self.settle_some()
@@ -100,7 +119,7 @@ class InFlight:
                     Result.INVALID_USAGE,
                     f"an async op with tag {tag} is under way: await it first, or use another tag",
                 )
-            operation = self._by_tag[tag] = Operation(memory, self._process_id)
+            operation = self._by_tag[tag] = Operation(tag, memory, self._process_id)
             try:
                 self._call(function, *arguments, operation.handle)
             except BaseException:

@@ -22,6 +22,7 @@ from ._descriptors import (
     ReduceOpDescriptor,
     ReduceOperandDescriptor,
     algorithm_value,
+    check_tag,
     new_descriptor,
 )
 from ._enums import Attribute, ReduceOp, Result
@@ -87,6 +88,7 @@ def _all_reduce(
     timeout: float | None,
 ) -> Request:
     source, target = memory_pair(send, recv)
+    tag = check_tag(tag)  # an int from here on
     return Request(
         lib.pcclAllReduceWithOptions,
         lib.pcclAllReduceAsyncWithOptions,
@@ -414,10 +416,11 @@ class Communicator(Collectives):
         descriptors = list(descriptors)  # holds the arrays
         integer(max_in_flight, 1, 2**31 - 1, "max_in_flight")
         items = ffi.new("pcclReduceOpDescriptor_t[]", len(descriptors))
+        memory = []  # kept until the call is over
         for i, descriptor in enumerate(descriptors):
             if not isinstance(descriptor, ReduceOpDescriptor):
                 raise TypeError(f"descriptors must be ReduceOpDescriptor, not {type(descriptor).__name__}")
-            descriptor.fill(items[i])
+            memory.append(descriptor.fill(items[i]))
         info = ffi.new("pcclReduceInfo_t *")
         _interrupt.call(
             lib.pcclAllReduceMultipleWithRetry, items, len(descriptors), self._handle, info, max_in_flight

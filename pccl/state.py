@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from ._arguments import integer
 from ._arrays import Memory, memory_of
 from ._enums import DataType
 from ._native import ffi, lib
@@ -145,11 +146,7 @@ class SharedState:
 
     @revision.setter
     def revision(self, revision: int) -> None:
-        if isinstance(revision, bool) or not isinstance(revision, int):
-            raise TypeError(f"revision must be an int, not {type(revision).__name__}")
-        if not 0 <= revision < 2**64:
-            raise ValueError(f"revision must be from 0 to 2**64 - 1, not {revision}")
-        self._state.revision = revision
+        self._state.revision = integer(revision, 0, 2**64 - 1, "revision")
 
     def push_revision(self) -> int:
         """Raise the revision by one, as each sync demands; the new one."""

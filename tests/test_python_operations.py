@@ -192,6 +192,32 @@ def test_what_calls_share_is_not_taken_for_another_call(pair) -> None:
             pair[0].all_reduce(numpy.full(3, 2, "f4"), tag=tag)
 
 
+@pytest.mark.parametrize("kind", ["int64", "uint8", "tensor"])
+def test_whole_numbers_of_other_libraries_are_taken(kind, pair, request) -> None:
+    make = request.getfixturevalue("torch").tensor if kind == "tensor" else getattr(numpy, kind)
+    handle = pair[0].all_reduce_async(numpy.ones(3), tag=make(7))
+    pair[1].all_reduce(numpy.ones(3), tag=7)
+    assert handle.result().local_world_size == 2
+    handle = pair[0].broadcast_async(numpy.ones(3), make(0), tag=make(8))
+    pair[1].broadcast(numpy.ones(3), 0, tag=8)
+    handle.result()
+    in_threads(*(lambda peer=peer: peer.barrier(tag=make(9)) for peer in pair))
+    array = numpy.ones(3)
+    op = described(array, array, make(1))
+    op.reduce_descriptor.count = make(3)
+    others = numpy.ones(3)
+    in_threads(
+        lambda: pair[0].all_reduce_multiple_with_retry([op], max_in_flight=make(1)),
+        lambda: pair[1].all_reduce(others, tag=1),
+    )
+    state = pccl.SharedState({"x": numpy.ones(3)}, revision=make(4))
+    assert state.revision == 4
+    assert state.push_revision() == 5
+    for wrong in (1.5, "1", None, True, numpy.float32(1)):
+        with pytest.raises(TypeError, match="tag must be an int"):
+            pair[0].all_reduce_async(numpy.ones(3), tag=wrong)
+
+
 # --- several ops with retry -------------------------------------------------------------------------------
 
 
