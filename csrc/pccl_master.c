@@ -8,6 +8,7 @@
 #include "base/last_error.h"
 #include "include/pccl.h"
 #include "net/master_loop.h"
+#include "net/port_holder.h"
 #include "net/socket.h"
 
 struct pcclMasterInstance_t {
@@ -27,16 +28,25 @@ static pcclResult_t fail_null(const char *call, const char *argument) {
 }
 
 static pcclResult_t fail_listen(const struct address *address, int error) {
-    char text[ADDRESS_TEXT_BYTES];
+    char text[ADDRESS_TEXT_BYTES], holder[PORT_HOLDER_BYTES];
     address_text(address, text);
     switch (-error) {
     case EADDRINUSE:
+        last_error_set(
+            "pcclCreateMaster: can't listen on %s: %s: %s. Wait until it is free, or choose another "
+            "port (0: any that is free)",
+            text, strerror(-error), port_holder_describe(address, holder));
+        return pcclInvalidArgument;
     case EADDRNOTAVAIL:
+        last_error_set(
+            "pcclCreateMaster: can't listen on %s: %s: no address of this machine. 0.0.0.0 stands for "
+            "all that it has",
+            text, strerror(-error));
+        return pcclInvalidArgument;
     case EACCES:
     case EAFNOSUPPORT:
-        last_error_set(
-            "pcclCreateMaster: can't listen on %s: %s; choose another address, or port 0 for a free one",
-            text, strerror(-error));
+        last_error_set("pcclCreateMaster: can't listen on %s: %s; choose another address or port", text,
+                       strerror(-error));
         return pcclInvalidArgument;
     case ENOMEM:
         last_error_set("pcclCreateMaster: out of memory");

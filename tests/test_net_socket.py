@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from native import PUBLIC_HEADERS, load
 
-ffi, lib = load(*PUBLIC_HEADERS, "base/address.h", "net/socket.h")
+ffi, lib = load(*PUBLIC_HEADERS, "base/address.h", "net/socket.h", "net/port_holder.h")
 
 TCP_NOTSENT_LOWAT = 25
 
@@ -140,6 +140,82 @@ def test_a_socket_connected_to_itself_counts_as_refused() -> None:
         sock.bind(("127.0.0.1", 0))
         sock.connect(sock.getsockname())
         assert lib.socket_connect_result(sock.fileno()) == -errno.ECONNREFUSED
+
+
+def connect_to_itself() -> tuple[socket.socket, tuple[str, int]]:
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    name = sock.getsockname()
+    sock.connect(name)
+    return sock, name
+
+
+def test_a_socket_connected_to_itself_leaves_nothing_behind() -> None:
+    sock, name = connect_to_itself()
+    assert lib.socket_connect_result(sock.fileno()) == -errno.ECONNREFUSED
+    sock.close()
+    with socket.socket() as next_one:
+        next_one.bind(name)  # without SO_REUSEADDR: TIME_WAIT would keep it from the port
+    sock, name = connect_to_itself()
+    sock.close()
+    with socket.socket() as next_one, pytest.raises(OSError, match="in use"):  # else this shows nothing
+        next_one.bind(name)
+
+
+def test_a_connection_that_we_made_keeps_nobody_from_its_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = adopt(lib.socket_connect(address(*server.getsockname()), options()))
+        wait_for(client, write=True)
+        accepted, (host, port) = server.accept()
+        with adopt(lib.socket_listen(address(host, port))):
+            pass
+        client.close()  # first: TIME_WAIT is at this end
+        wait_for(accepted)
+        accepted.close()
+        with adopt(lib.socket_listen(address(host, port))):
+            pass
+
+
+@contextlib.contextmanager
+def bound_port() -> Iterator[int]:
+    """A port that a program has bound, as servers do, and does not listen on yet."""
+    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("", 0))
+        yield sock.getsockname()[1]
+        sock.listen()  # nobody has taken it away
+
+
+def test_a_port_that_is_bound_but_not_listened_on_is_passed_over() -> None:
+    with bound_port() as port, adopt(lib.socket_listen_any(port, 65535)) as sock:
+        assert sock.getsockname()[1] > port
+
+
+def holder(host: str, port: int) -> str:
+    buffer = ffi.new("char[]", lib.PORT_HOLDER_BYTES)
+    return ffi.string(lib.port_holder_describe(address(host, port), buffer)).decode()
+
+
+def test_who_holds_a_port_is_told() -> None:
+    this = f"{Path('/proc/self/comm').read_text().strip()} (process {os.getpid()})"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for host in ("127.0.0.1", "0.0.0.0", "::"):
+            assert holder(host, port) == f"{this} listens on it"
+        assert "without listening" in holder("127.0.0.2", port)  # which nobody holds
+        client = socket.create_connection(server.getsockname())
+        accepted, (_, client_port) = server.accept()
+        assert (
+            holder("0.0.0.0", client_port) == f"a connection that {this} has made uses it until it is closed"
+        )
+        client.close()
+        wait_for(accepted)
+        accepted.close()
+        assert "TIME_WAIT" in holder("0.0.0.0", client_port)
+        assert holder("127.0.0.1", port) == f"{this} listens on it"
+    if socket.has_dualstack_ipv6():
+        with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+            assert holder("127.0.0.1", server.getsockname()[1]) == f"{this} listens on it"
 
 
 def test_no_family_is_no_address() -> None:

@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "base/last_error.h"
 #include "net/clock.h"
+#include "net/port_holder.h"
 
 enum thread_state { THREAD_NONE, THREAD_STARTING, THREAD_RUNNING };
 
@@ -178,9 +179,14 @@ pcclResult_t comm_run(struct comm *comm, struct call *call) {
 /* ---- joining and leaving ---- */
 
 static pcclResult_t start_failed(const struct comm *comm, int error, const char *what) {
-    if (error == -EADDRINUSE && comm->options.listen_port != 0) {
-        last_error_set("port %u, on which this peer is to listen, is in use: choose another listen_port or 0",
-                       (unsigned)comm->options.listen_port);
+    uint16_t port = comm->options.listen_port;
+    if (error == -EADDRINUSE && port != 0) {
+        struct address all = {.family = ADDRESS_IPV6, .port = port};
+        char holder[PORT_HOLDER_BYTES];
+        last_error_set(
+            "port %u, on which this peer is to listen, is in use: %s. Wait until it is free, choose "
+            "another port, or none: then the first free one is taken",
+            (unsigned)port, port_holder_describe(&all, holder));
     } else {
         last_error_set("%s: %s", what, strerror(-error));
     }

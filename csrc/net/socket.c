@@ -135,7 +135,10 @@ static int fail(int fd, int error) {
     return error;
 }
 
-int socket_listen(const struct address *address) {
+/* With SO_REUSEADDR the system also gives a port that another program has bound in the same way and does not
+ * listen on yet: that one would then fail. Who has asked for the very port wants it all the same, since old
+ * connections in TIME_WAIT hold it too; who only looks for a free one does not (`exclusive`). */
+static int listen_on(const struct address *address, bool exclusive) {
     union native native;
     socklen_t size = to_native(address, &native);
     if (size == 0) {
@@ -145,29 +148,37 @@ int socket_listen(const struct address *address) {
     if (fd < 0) {
         return fd;
     }
-    /* A master that restarts must not wait for its old connections to leave TIME_WAIT. */
-    int error = set_integer(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+    int error = exclusive ? 0 : set_integer(fd, SOL_SOCKET, SO_REUSEADDR, 1);
     if (error == 0 && address->family == ADDRESS_IPV6) {
         error = set_integer(fd, IPPROTO_IPV6, IPV6_V6ONLY, 0);
     }
-    if (error != 0) {
-        return fail(fd, error);
+    if (error == 0 && bind(fd, &native.any, size) != 0) {
+        error = -errno;
     }
-    if (bind(fd, &native.any, size) != 0 || listen(fd, SOMAXCONN) != 0) {
-        return fail(fd, -errno);
+    if (error ==
+        0) { /* its connections inherit it: they must not keep whoever comes after us from the port */
+        error = set_integer(fd, SOL_SOCKET, SO_REUSEADDR, 1);
     }
-    return fd;
+    if (error == 0 && listen(fd, SOMAXCONN) != 0) {
+        error = -errno;
+    }
+    return error == 0 ? fd : fail(fd, error);
+}
+
+int socket_listen(const struct address *address) {
+    return listen_on(address, false);
 }
 
 int socket_listen_any(uint16_t first_port, uint16_t last_port) {
     struct address address = {.family = ADDRESS_IPV6};
+    bool exclusive = first_port != last_port;
     int fd = -EADDRINUSE;
     for (uint32_t port = first_port; port <= last_port && fd == -EADDRINUSE; port++) {
         address.port = (uint16_t)port;
-        fd = socket_listen(&address);
+        fd = listen_on(&address, exclusive);
         if (fd == -EAFNOSUPPORT || fd == -EADDRNOTAVAIL) { /* no IPv6 here */
             address.family = ADDRESS_IPV4;
-            fd = socket_listen(&address);
+            fd = listen_on(&address, exclusive);
         }
     }
     return fd;
@@ -211,6 +222,9 @@ int socket_connect(const struct address *to, const struct socket_options *option
         return fd;
     }
     int error = set_connection_options(fd, options);
+    if (error == 0) { /* the port that the system picks may be the one that somebody is to listen on next */
+        error = set_integer(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+    }
     if (error != 0) {
         return fail(fd, error);
     }
@@ -355,6 +369,9 @@ int socket_connect_result(int fd) {
     /* On a port of the ephemeral range where nobody listens, TCP may connect a socket to itself. */
     struct address local = socket_local_address(fd);
     if (same_address(&local, &remote)) {
+        /* Closed by a reset it leaves nothing behind; else its rest would hold the port for a minute. */
+        const struct linger at_once = {.l_onoff = 1};
+        (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
         return -ECONNREFUSED;
     }
     tune(fd);

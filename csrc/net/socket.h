@@ -25,7 +25,8 @@ const char *socket_resolve(const char *host, uint16_t port, struct address *addr
 /* Listens on exactly `address`; port 0 picks a free one. [::] also takes IPv4. Returns the descriptor. */
 int socket_listen(const struct address *address);
 /* Listens on all addresses of the machine, IPv6 and IPv4 in one where it has IPv6, on the first free
- * port of `first_port` .. `last_port`. Returns the descriptor; -EADDRINUSE if none is free. */
+ * port of `first_port` .. `last_port`. Returns the descriptor; -EADDRINUSE if none is free. A single port is
+ * taken as socket_listen() takes it; of several, one that nobody else has bound, listening or not. */
 int socket_listen_any(uint16_t first_port, uint16_t last_port);
 
 /* The next connection, or -EAGAIN when none waits. After -EMFILE, -ENFILE, -ENOBUFS or -ENOMEM the
