@@ -27,6 +27,18 @@ pcclResult_t public_call_null(const char *call, const char *argument) {
     return pcclInvalidArgument;
 }
 
+bool public_run_name(const char *given, const char *call, char name_out[MAX_RUN_BYTES + 1]) {
+    const char *environment = getenv("PCCL_RUN");
+    const char *name = given != NULL ? given : environment != NULL ? environment : "";
+    if (strnlen(name, MAX_RUN_BYTES + 1) > MAX_RUN_BYTES) {
+        last_error_set("%s: %s is longer than %d bytes", call, given != NULL ? "run" : "PCCL_RUN",
+                       (int)MAX_RUN_BYTES);
+        return false;
+    }
+    snprintf(name_out, MAX_RUN_BYTES + 1, "%s", name);
+    return true;
+}
+
 static pcclResult_t check_initialized(const char *call) {
     last_error_clear();
     if (!atomic_load(&initialized)) {
@@ -170,7 +182,7 @@ static pcclResult_t fill_options(const pcclCommCreateParams_t *params, struct pe
         snprintf(hello->name, sizeof hello->name, "%s", params->name);
     }
     options->listen_port = params->listen_port;
-    return pcclSuccess;
+    return public_run_name(params->run, CREATE, hello->run) ? pcclSuccess : pcclInvalidArgument;
 }
 
 pcclResult_t pcclCreateCommunicator(const pcclCommCreateParams_t *params, pcclComm_t **comm_out) {

@@ -15,6 +15,11 @@ static inline struct comm *comm_of(const pcclComm_t *comm) {
  * is NULL or is being destroyed. After pcclSuccess the call ends with comm_leave(). */
 pcclResult_t public_call_begin(const pcclComm_t *comm, const char *call);
 
+/* The run that a program means: what it says itself (`given`, not NULL), else PCCL_RUN of the environment,
+ * else
+ * "": none. False, with the last error set, if that name is too long. */
+bool public_run_name(const char *given, const char *call, char name_out[MAX_RUN_BYTES + 1]);
+
 /* Sets "call: argument is NULL". */
 pcclResult_t public_call_null(const char *call, const char *argument);
 

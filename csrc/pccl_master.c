@@ -10,6 +10,7 @@
 #include "net/master_loop.h"
 #include "net/port_holder.h"
 #include "net/socket.h"
+#include "pccl_comm.h"
 
 struct pcclMasterInstance_t {
     struct master_loop *loop; /* owned */
@@ -57,16 +58,21 @@ static pcclResult_t fail_listen(const struct address *address, int error) {
     }
 }
 
-pcclResult_t pcclCreateMaster(ccoip_socket_address_t listen_address, pcclMasterInstance_t **master_out) {
+pcclResult_t pcclCreateMasterWithParams(const pcclMasterCreateParams_t *params,
+                                        pcclMasterInstance_t **master_out) {
     last_error_clear();
-    if (master_out == NULL) {
-        return fail_null("pcclCreateMaster", "master_out");
+    if (params == NULL || master_out == NULL) {
+        return fail_null("pcclCreateMaster", params == NULL ? "params" : "master_out");
     }
     struct address address;
-    if (!address_from_public(&listen_address, &address)) {
+    if (!address_from_public(&params->listen_address, &address)) {
         last_error_set(
             "pcclCreateMaster: inet.protocol of the address is %d, which is neither inetIPv4 nor inetIPv6",
-            (int)listen_address.inet.protocol);
+            (int)params->listen_address.inet.protocol);
+        return pcclInvalidArgument;
+    }
+    char run[MAX_RUN_BYTES + 1];
+    if (!public_run_name(params->run, "pcclCreateMaster", run)) {
         return pcclInvalidArgument;
     }
     pcclMasterInstance_t *master = calloc(1, sizeof *master);
@@ -74,7 +80,7 @@ pcclResult_t pcclCreateMaster(ccoip_socket_address_t listen_address, pcclMasterI
         last_error_set("pcclCreateMaster: out of memory");
         return pcclOutOfMemory;
     }
-    int error = master_loop_create(&address, &master->loop);
+    int error = master_loop_create(&address, run, &master->loop);
     if (error != 0) {
         free(master);
         return fail_listen(&address, error);
@@ -82,6 +88,11 @@ pcclResult_t pcclCreateMaster(ccoip_socket_address_t listen_address, pcclMasterI
     pthread_mutex_init(&master->mutex, NULL);
     *master_out = master;
     return pcclSuccess;
+}
+
+pcclResult_t pcclCreateMaster(ccoip_socket_address_t listen_address, pcclMasterInstance_t **master_out) {
+    const pcclMasterCreateParams_t params = {.listen_address = listen_address};
+    return pcclCreateMasterWithParams(&params, master_out);
 }
 
 pcclResult_t pcclRunMaster(pcclMasterInstance_t *master) {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
-__all__ = ["boolean", "integer", "milliseconds", "whole"]
+from ._native import ffi
+
+__all__ = ["boolean", "c_string", "integer", "milliseconds", "whole"]
 
 
 def milliseconds(seconds: float | None, what: str) -> int:
@@ -45,3 +47,14 @@ def boolean(value: bool, what: str) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{what} must be True or False, not {type(value).__name__}")
     return value
+
+
+def c_string(text: str | None, what: str) -> Any:
+    """A char *, NULL for None. It lives as long as what is returned."""
+    if text is None:
+        return ffi.NULL
+    if not isinstance(text, str):
+        raise TypeError(f"{what} must be a str, not {type(text).__name__}")
+    if "\0" in text:
+        raise ValueError(f"{what} must not contain a zero character")
+    return ffi.new("char[]", text.encode())

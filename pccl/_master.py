@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from ._address import format_address, resolve
+from ._arguments import c_string
 from ._enums import Result
 from ._errors import check
 from ._native import ffi, lib
@@ -27,14 +28,20 @@ class MasterNode:
         with pccl.MasterNode("0.0.0.0:48148") as master:
             ...
 
-    The address is in use from here on; port 0 picks a free one (see `port`).
+    listen_address: in use from here on; port 0 picks a free one (see `port`).
+    run: the name of the only run to serve, at most 63 bytes; None: PCCL_RUN of the environment, else none.
+        Then the first peer decides which run it is, or that it has no name, until all have left. Peers of
+        another run get a RefusedError.
     """
 
-    def __init__(self, listen_address: str) -> None:
-        address = resolve(listen_address, Result.INVALID_ARGUMENT)
+    def __init__(self, listen_address: str, *, run: str | None = None) -> None:
+        params = ffi.new("pcclMasterCreateParams_t *")
+        params.listen_address = resolve(listen_address, Result.INVALID_ARGUMENT)[0]
+        params.run = run_name = c_string(run, "run")
         check(lib.pcclInit())
         handle = ffi.new("pcclMasterInstance_t **")
-        check(lib.pcclCreateMaster(address[0], handle))
+        check(lib.pcclCreateMasterWithParams(params, handle))
+        del run_name  # it has been copied
         self._master = handle[0]
         self._process_id = os.getpid()
         weakref.finalize(self, _destroy, self._master, self._process_id)

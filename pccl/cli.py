@@ -74,4 +74,4 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(words)
     from .master import serve
 
-    return serve(options.listen_address)
+    return serve(options.listen_address, options.run)

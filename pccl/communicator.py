@@ -13,7 +13,7 @@ from typing import Any
 
 from . import _interrupt
 from ._address import resolve
-from ._arguments import boolean, integer, milliseconds
+from ._arguments import boolean, c_string, integer, milliseconds
 from ._arrays import memory_pair
 from ._collectives import AsyncReduceHandle, Collectives, Request
 from ._descriptors import (
@@ -65,16 +65,6 @@ def _close_all() -> None:
         communicator.close()
 
 
-def _c_string(text: str | None, what: str) -> Any:
-    if text is None:
-        return ffi.NULL
-    if not isinstance(text, str):
-        raise TypeError(f"{what} must be a str, not {type(text).__name__}")
-    if "\0" in text:
-        raise ValueError(f"{what} must not contain a zero character")
-    return ffi.new("char[]", text.encode())
-
-
 def _all_reduce(
     send: Any,
     recv: Any,
@@ -117,6 +107,9 @@ class Communicator(Collectives):
     port: to listen on; None: the first free one from 48149 up.
     data_threads: that move and reduce the bytes of large ops, at most 16; None: PCCL_DATA_THREADS of the
         environment, else as many as cores and load allow.
+    run: the name of the run, such as "llm-7", at most 63 bytes; None: PCCL_RUN of the environment, else none.
+        All peers at one master have to name the same one: a second job that was given the same master by
+        mistake gets a RefusedError, and does not average with the first.
     tcp_only: links to processes of the same user on this machine go over TCP too, not through memory that
         both share. PCCL_TCP_ONLY=1 in the environment says the same.
 
@@ -137,19 +130,21 @@ class Communicator(Collectives):
         port: int | None = None,
         data_threads: int | None = None,
         tcp_only: bool = False,
+        run: str | None = None,
     ) -> None:
         if address is None:
             address = os.environ.get("PCCL_MASTER")
             if not address:
                 raise ValueError("no address of a master: pass one, or set PCCL_MASTER")
         self._group = integer(peer_group, 0, 2**32 - 1, "peer_group")
-        name_text, host_text = _c_string(name, "name"), _c_string(advertise, "advertise")
+        name_text, host_text = c_string(name, "name"), c_string(advertise, "advertise")
+        run_text = c_string(run, "run")
         params = ffi.new("pcclCommCreateParams_t *")
         params.peer_group = self._group
         params.p2p_connection_pool_size = integer(p2p_connection_pool_size, 0, 64, "p2p_connection_pool_size")
         params.timeout_ms = milliseconds(timeout, "timeout")
         params.straggler_timeout_ms = milliseconds(straggler_timeout, "straggler_timeout")
-        params.name, params.advertise_host = name_text, host_text
+        params.name, params.advertise_host, params.run = name_text, host_text, run_text
         params.listen_port = 0 if port is None else integer(port, 1, 65535, "port")
         params.data_threads = 0 if data_threads is None else integer(data_threads, 1, 16, "data_threads")
         params.flags = lib.pcclCommTcpOnly if boolean(tcp_only, "tcp_only") else 0

@@ -27,15 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="where to listen, [HOST]:PORT for IPv6; port 0 picks a free one (default: %(default)s)",
     )
+    parser.add_argument(
+        "--run",
+        metavar="NAME",
+        help="let in only peers of this run (default: PCCL_RUN, else the run of the first peer)",
+    )
 
 
-def serve(listen_address: str) -> int:
+def serve(listen_address: str, run: str | None = None) -> int:
     """Run a master until SIGINT or SIGTERM. Returns the exit status."""
     # Whoever starts a master by hand wants to see who joins and leaves. The level is read at the first line.
     os.environ.setdefault("PCCL_LOG_LEVEL", "INFO")
     stopped = threading.Event()
     try:
-        master = MasterNode(listen_address)
+        master = MasterNode(listen_address, run=run)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: master.interrupt())
         master.run()
@@ -60,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m pccl.master", description="Run a master.")
     add_arguments(parser)
-    return serve(parser.parse_args(arguments).listen_address)
+    options = parser.parse_args(arguments)
+    return serve(options.listen_address, options.run)
 
 
 if __name__ == "__main__":

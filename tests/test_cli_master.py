@@ -101,3 +101,11 @@ def test_an_address_that_is_taken_is_status_1(master) -> None:
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert master.address in done.stderr
+
+
+def test_it_serves_one_run_only() -> None:
+    with running([*COMMANDS["pccl"], "--run", "llama"]) as (_, address):
+        with pytest.raises(pccl.RefusedError, match=r'"llama".*"digits"'):
+            pccl.Communicator(address, run="digits").connect()
+        with pccl.Communicator(address, run="llama") as comm:
+            assert comm.world_size == 1

@@ -143,6 +143,7 @@ FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "straggler_timeout_ms": u32,
             "listen": addresses,
             "name": names,
+            "run": text(lib.MAX_RUN_BYTES),
         }
     ),
     "WELCOME": st.fixed_dictionaries({"run": ids, "peer": ids}),
@@ -244,6 +245,7 @@ _HELLO = {
     "straggler_timeout_ms": 0,
     "listen": _V4,
     "name": b"ada",
+    "run": b"digits",
 }
 _SYNC_PLAN = {
     "sync": 4,
@@ -338,7 +340,7 @@ def _hello(f: dict[str, Any]) -> bytes:
     if f["version"] != lib.PROTOCOL_VERSION:
         return start
     numbers = struct.pack("<IHII", f["group"], f["streams"], f["timeout_ms"], f["straggler_timeout_ms"])
-    return start + numbers + _address(f["listen"]) + _text(f["name"])
+    return start + numbers + _address(f["listen"]) + _text(f["name"]) + _text(f["run"])
 
 
 def _propose(f: dict[str, Any]) -> bytes:

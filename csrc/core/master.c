@@ -18,6 +18,7 @@ void master_init(struct master *master, const struct master_options *options, ma
     master->perform = perform;
     master->context = context;
     master->run = random_id(&master->random);
+    memcpy(master->run_name, options->run, sizeof master->run_name);
     master->next_check_ns = UINT64_MAX;
     master->tick_ns = UINT64_MAX;
     master_op_init(master);

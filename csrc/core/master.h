@@ -20,7 +20,8 @@
 struct master; /* the state: core/master_state.h */
 
 struct master_options {
-    uint64_t seed; /* of ids and keys */
+    uint64_t seed;               /* of ids and keys */
+    char run[MAX_RUN_BYTES + 1]; /* the name of the only run to let in; "": that of the first peer */
 };
 
 enum master_event_kind {

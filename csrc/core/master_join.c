@@ -9,7 +9,9 @@
 
 static const uint64_t ns_per_ms = 1000000;
 
-static void refuse(struct master *master, uint64_t connection, const char *reason) {
+static void refuse(struct master *master, const struct master_event *event, const char *reason) {
+    uint64_t connection = event->connection;
+    char where[ADDRESS_TEXT_BYTES];
     struct message message = {.type = MESSAGE_REFUSED};
     message.as.refused.status = pcclRefused;
     snprintf(message.as.refused.reason, sizeof message.as.refused.reason, "%s", reason);
@@ -17,7 +19,9 @@ static void refuse(struct master *master, uint64_t connection, const char *reaso
     struct master_action close = {.kind = MASTER_CLOSE, .connection = connection};
     master->perform(master->context, &send);
     master->perform(master->context, &close);
-    master_log(master, "connection refused: %s", reason);
+    const char *name = event->message->as.hello.name;
+    master_log(master, "peer %s at %s was refused: %s", name[0] != '\0' ? name : "(unnamed)",
+               address_text(&event->remote, where), reason);
 }
 
 static int find_or_make_group(struct master *master, uint32_t number) {
@@ -63,6 +67,45 @@ static void forget_pairs(struct master *master, int slot) {
     }
 }
 
+static bool has_peers(const struct master *master) {
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        if (master->slots[slot].state != SLOT_FREE) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The peers of one job name one run, or all name none: so a second job that was given the same master by
+ * mistake is turned away, and does not take part in the first one. False: `text` says why not. */
+static bool fits_run(const struct master *master, const struct message_hello *hello,
+                     char text[MAX_REASON_BYTES + 1]) {
+    bool given = master->run_name[0] != '\0';
+    const char *run = given ? master->run_name : master->peers_run;
+    if ((!given && !has_peers(master)) || strcmp(hello->run, run) == 0) {
+        return true;
+    }
+    if (run[0] == '\0') {
+        snprintf(text, MAX_REASON_BYTES + 1,
+                 "the peers at this master name no run, and this peer names the run \"%s\": give each job a "
+                 "master of its own, or all peers of one job the same run",
+                 hello->run);
+    } else if (hello->run[0] == '\0') {
+        snprintf(
+            text, MAX_REASON_BYTES + 1,
+            "this master serves the run \"%s\", and this peer names none: if it belongs to that run, say so "
+            "(PCCL_RUN, or run= in Python); else give its job a master of its own",
+            run);
+    } else {
+        snprintf(
+            text, MAX_REASON_BYTES + 1,
+            "this master serves the run \"%s\", and this peer belongs to the run \"%s\": give each job a "
+            "master of its own, or all peers of one job the same run",
+            run, hello->run);
+    }
+    return false;
+}
+
 static int find_free_slot(const struct master *master) {
     for (int slot = 0; slot < MAX_PEERS; slot++) {
         if (master->slots[slot].state == SLOT_FREE) {
@@ -106,15 +149,20 @@ void master_join_hello(struct master *master, const struct master_event *event) 
                  "the peer speaks protocol version %u and this master version %u: install the same "
                  "version of pccl on both",
                  (unsigned)hello->version, (unsigned)PROTOCOL_VERSION);
-        refuse(master, event->connection, text);
+        refuse(master, event, text);
+        return;
+    }
+    if (!fits_run(master, hello, text)) {
+        refuse(master, event, text);
         return;
     }
     int slot = find_free_slot(master);
     if (slot == NO_SLOT) {
         snprintf(text, sizeof text, "the run is full: it has %d peers, which is the limit", (int)MAX_PEERS);
-        refuse(master, event->connection, text);
+        refuse(master, event, text);
         return;
     }
+    memcpy(master->peers_run, hello->run, sizeof master->peers_run);
     seat(master, slot, event);
     struct message message = {.type = MESSAGE_WELCOME};
     message.as.welcome = (struct message_welcome){.run = master->run, .peer = master->slots[slot].id};

@@ -123,6 +123,8 @@ struct master {
     uint64_t next_check_ns; /* nothing times out before */
     uint64_t tick_ns;       /* the longest time between two checks */
     struct id run;
+    char run_name[MAX_RUN_BYTES + 1];  /* given to the master; "": none */
+    char peers_run[MAX_RUN_BYTES + 1]; /* that the peers have named; counts while there are any */
     uint64_t last_epoch, last_order, last_sync;
 
     uint64_t connections[MAX_PEERS]; /* of each slot; 0: free */

@@ -121,6 +121,10 @@ typedef struct pcclCommCreateParams_t {
     size_t secret_size;
     uint32_t flags;        /* of pcclCommFlags_t */
     uint32_t data_threads; /* for large ops, at most 16; 0: PCCL_DATA_THREADS, else as many as are best */
+    /* The run that this peer belongs to, at most 63 bytes; copied. NULL: PCCL_RUN, else none (""). A master
+     * lets in only peers that name the same run, so that no second job joins the first one by mistake: see
+     * pcclMasterCreateParams_t. */
+    const char *run;
 } pcclCommCreateParams_t;
 
 /* How the bytes of an op travel; see docs/collectives.md. Auto: a tree for small payloads, else a ring. */
@@ -253,6 +257,14 @@ typedef struct pcclMasterStatus_t {
     uint32_t pending;
     uint32_t groups;
 } pcclMasterStatus_t;
+
+/* Zero means the default. */
+typedef struct pcclMasterCreateParams_t {
+    ccoip_socket_address_t listen_address; /* port 0 picks a free one */
+    /* The only run to serve, at most 63 bytes; copied. NULL: PCCL_RUN, else none (""): then the first peer
+     * decides which run it is, or that it has no name, until all have left. Others get pcclRefused. */
+    const char *run;
+} pcclMasterCreateParams_t;
 
 /* Once per process, before anything else. More calls do no harm. */
 PCCL_EXPORT pcclResult_t pcclInit(void);
@@ -404,6 +416,8 @@ PCCL_EXPORT pcclResult_t pcclSynchronizeSharedStateWithOptions(
 /* Port 0 picks a free one. The address is in use when the call returns. */
 PCCL_EXPORT pcclResult_t pcclCreateMaster(ccoip_socket_address_t listen_address,
                                           pcclMasterInstance_t **master_out);
+PCCL_EXPORT pcclResult_t pcclCreateMasterWithParams(const pcclMasterCreateParams_t *params,
+                                                    pcclMasterInstance_t **master_out);
 /* Starts the master's thread and returns. */
 PCCL_EXPORT pcclResult_t pcclRunMaster(pcclMasterInstance_t *master);
 /* Asks it to stop. Safe in a signal handler. */

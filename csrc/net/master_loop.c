@@ -466,7 +466,7 @@ static int open_all(struct master_loop *loop, const struct address *address) {
     return error != 0 ? error : poller_add(&loop->poller, &loop->listener_item, loop->listener, POLL_LEVEL);
 }
 
-int master_loop_create(const struct address *address, struct master_loop **loop_out) {
+int master_loop_create(const struct address *address, const char *run, struct master_loop **loop_out) {
     struct master_loop *loop = calloc(1, sizeof *loop);
     if (loop == NULL) {
         return -ENOMEM;
@@ -485,6 +485,7 @@ int master_loop_create(const struct address *address, struct master_loop **loop_
         return error;
     }
     struct master_options options = {.seed = random_seed()};
+    snprintf(options.run, sizeof options.run, "%s", run);
     master_init(loop->machine, &options, perform, loop);
     master_get_status(loop->machine, &loop->status);
     *loop_out = loop;

@@ -12,8 +12,8 @@
 struct master_loop;
 
 /* Binds and listens on `address` (port 0: a free one); serves nobody yet. Returns 0 and *loop_out, which
- * the caller destroys, or a negative errno value. */
-int master_loop_create(const struct address *address, struct master_loop **loop_out);
+ * the caller destroys, or a negative errno value. `run`: as in struct master_options. */
+int master_loop_create(const struct address *address, const char *run, struct master_loop **loop_out);
 /* Starts the thread. Once per loop. Returns 0 or a negative errno value. */
 int master_loop_start(struct master_loop *loop);
 /* Asks the thread to end; does not wait. Any thread, and signal handlers. */

@@ -53,6 +53,7 @@ static void body_hello(struct cursor *cursor, struct message_hello *hello) {
     cursor_u32(cursor, &hello->straggler_timeout_ms);
     cursor_address(cursor, &hello->listen);
     cursor_string(cursor, hello->name, MAX_NAME_BYTES);
+    cursor_string(cursor, hello->run, MAX_RUN_BYTES);
 }
 
 static void body_welcome(struct cursor *cursor, struct message_welcome *welcome) {

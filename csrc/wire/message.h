@@ -91,6 +91,7 @@ struct message_hello {
     uint32_t straggler_timeout_ms; /* 0: none */
     struct address listen;         /* family 0: the address that I connect from, with this port */
     char name[MAX_NAME_BYTES + 1];
+    char run[MAX_RUN_BYTES + 1]; /* the name of the run that the peer means; "": it names none */
 };
 
 struct message_welcome {

@@ -241,7 +241,7 @@ static void thaw(struct world *world, int host) {
 
 static void start_newcomer(struct world *world, const struct fault *fault) {
     if (world->at_host[fault->a] < 0 && world->process_count < MAX_PROCESSES - 8) {
-        process_start(world, fault->a, UINT32_MAX);
+        process_start(world, fault->a, UINT32_MAX, 0);
     }
 }
 
@@ -379,6 +379,6 @@ void faults_stop(struct world *world) {
     }
     memset(world->stall_until, 0, sizeof world->stall_until);
     if (world->at_host[0] < 0) {
-        master_start(world);
+        master_start(world, 0);
     }
 }

@@ -264,7 +264,13 @@ static struct address address_of(int host, uint16_t port) {
     return (struct address){.family = ADDRESS_IPV4, .bytes = {10, 0, 0, (uint8_t)host}, .port = port};
 }
 
-struct process *process_start(struct world *world, int host, uint32_t group) {
+static void name_run(char name[MAX_RUN_BYTES + 1], uint32_t run) {
+    if (run != 0) {
+        snprintf(name, MAX_RUN_BYTES + 1, "run-%u", (unsigned)run);
+    }
+}
+
+struct process *process_start(struct world *world, int host, uint32_t group, uint32_t run) {
     struct process *process = make(world, host);
     struct random_source *random = &world->random_user;
     uint32_t drawn = (uint32_t)below(random, (uint64_t)world->groups);
@@ -293,6 +299,7 @@ struct process *process_start(struct world *world, int host, uint32_t group) {
         options.hello.listen.family = ADDRESS_NONE; /* the master knows where the connection comes from */
     }
     snprintf(options.hello.name, sizeof options.hello.name, "%s", process->name);
+    name_run(options.hello.run, run);
     process->peer = calloc(1, peer_bytes());
     if (process->peer == NULL) {
         violate(world, 0, "out of memory");
@@ -409,12 +416,13 @@ void master_closed(struct process *master, struct conn *conn, const char *reason
     arm(master);
 }
 
-struct process *master_start(struct world *world) {
+struct process *master_start(struct world *world, uint32_t run) {
     struct process *master = make(world, 0);
     master->is_master = true;
     master->run = ++world->runs;
     snprintf(master->name, sizeof master->name, "master");
     struct master_options options = {.seed = world->options.seed * 1000 + (uint64_t)master->run};
+    name_run(options.run, run);
     master->master = calloc(1, master_bytes());
     if (master->master == NULL) {
         violate(world, 0, "out of memory");

@@ -111,10 +111,11 @@ static bool user_command(struct script *script, struct process *process, const c
 static bool process_command(struct script *script, const char *verb, const char *name) {
     struct world *world = script->world;
     if (strcmp(verb, "start") == 0) {
+        uint32_t run = (uint32_t)argument(script, "run", 0);
         if (strcmp(name, "master") == 0) {
-            master_start(world);
+            master_start(world, run);
         } else {
-            process_start(world, host_named(script, name), (uint32_t)argument(script, "group", 0));
+            process_start(world, host_named(script, name), (uint32_t)argument(script, "group", 0), run);
         }
     } else if (strcmp(verb, "kill") == 0) {
         process_die(process_named(script, name), false);
@@ -235,7 +236,7 @@ int script_run(const char *path, void (*line)(void *context, const char *text), 
     trace_set_output(show, context);
     struct script script = {.world = &world};
     if (setjmp(world.escape) == 0) {
-        master_start(&world);
+        master_start(&world, 0);
         while (fgets(text, sizeof text, file) != NULL && strncmp(text, "---", 3) != 0) {
             script.line++;
             split(&script, text);

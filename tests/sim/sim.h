@@ -480,8 +480,9 @@ void net_connect_master(struct process *process);
 void net_unblock(struct world *world);
 
 /* process.c */
-struct process *process_start(struct world *world, int host, uint32_t group);
-struct process *master_start(struct world *world);
+/* `run`: the number that makes its name; 0: it names none. */
+struct process *process_start(struct world *world, int host, uint32_t group, uint32_t run);
+struct process *master_start(struct world *world, uint32_t run);
 uint64_t local_time(struct process *process);
 void process_step(struct process *process, const struct peer_event *event);
 void process_tick(struct process *process);

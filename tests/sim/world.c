@@ -191,11 +191,11 @@ static void handle(struct world *world, const struct event *event) {
         break;
     case EVENT_RESTART:
         if (event->number == 0 && world->at_host[0] < 0) {
-            master_start(world);
+            master_start(world, 0);
         } else if (event->number == 0 || world->at_host[event->number] >= 0) {
             break;
         } else if (world->phase == PHASE_ACTIVE || world->scripted) {
-            process_start(world, (int)event->number, UINT32_MAX);
+            process_start(world, (int)event->number, UINT32_MAX, 0);
         }
         break;
     case EVENT_PHASE:
@@ -288,11 +288,11 @@ void world_release(struct world *world) {
 }
 
 static void start_all(struct world *world) {
-    master_start(world);
+    master_start(world, 0);
     faults_plan(world);
     int early = world->faultless ? world->hosts : 1 + (int)below(&world->random_user, (uint64_t)world->hosts);
     for (int host = 1; host <= early; host++) {
-        process_start(world, host, UINT32_MAX);
+        process_start(world, host, UINT32_MAX, 0);
     }
     post(world, world->timeout_ns / 4, EVENT_PHASE, NULL, NULL, 0);
     world->end_round = world->calm_round = world->vote_event = NEVER;
