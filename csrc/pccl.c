@@ -107,15 +107,22 @@ static pcclResult_t check_params(const pcclCommCreateParams_t *params) {
     return pcclSuccess;
 }
 
-static pcclResult_t fill_addresses(const pcclCommCreateParams_t *params, struct peer_loop_options *options) {
-    if (!address_from_public(&params->master_address, &options->master)) {
-        return refuse("master_address", "is neither inetIPv4 nor inetIPv6");
+/* NULL, or what is wrong with it. */
+static const char *check_master(const ccoip_socket_address_t *from, struct address *to) {
+    if (!address_from_public(from, to)) {
+        return "is neither inetIPv4 nor inetIPv6";
     }
-    if (options->master.port == 0) {
-        return refuse("master_address", "has no port");
+    return to->port == 0 ? "has no port" : NULL;
+}
+
+static pcclResult_t fill_addresses(const pcclCommCreateParams_t *params, struct peer_loop_options *options) {
+    options->master.count = 1;
+    const char *error = check_master(&params->master_address, &options->master.addresses[0]);
+    if (error != NULL) {
+        return refuse("master_address", error);
     }
     if (params->advertise_host != NULL) {
-        const char *error = socket_resolve(params->advertise_host, 0, &options->hello.listen);
+        error = socket_resolve(params->advertise_host, 0, &options->hello.listen);
         if (error != NULL) {
             last_error_set(CREATE ": advertise_host \"%.255s\" is no address: %s", params->advertise_host,
                            error);
@@ -311,6 +318,41 @@ pcclResult_t pcclGetCommInfo(const pcclComm_t *comm, pcclCommInfo_t *info_out) {
 }
 
 /* ---- joining and joint calls ---- */
+
+#define SET_MASTER "pcclSetMasterAddresses"
+
+static pcclResult_t set_master(struct comm *comm, const ccoip_socket_address_t *addresses, size_t count,
+                               const char *name) {
+    struct dial_place place = {.count = 0};
+    if (addresses == NULL) {
+        return public_call_null(SET_MASTER, "addresses");
+    }
+    if (count < 1 || count > MAX_MASTER_ADDRESSES) {
+        last_error_set(SET_MASTER ": there are %zu addresses; there may be 1 to %d", count,
+                       (int)MAX_MASTER_ADDRESSES);
+        return pcclInvalidArgument;
+    }
+    for (size_t i = 0; i < count; i++) {
+        const char *error = check_master(&addresses[i], &place.addresses[place.count++]);
+        if (error != NULL) {
+            last_error_set(SET_MASTER ": address %zu %s", i, error);
+            return pcclInvalidArgument;
+        }
+    }
+    snprintf(place.name, sizeof place.name, "%s", name != NULL ? name : "");
+    comm_set_master(comm, &place);
+    return pcclSuccess;
+}
+
+pcclResult_t pcclSetMasterAddresses(pcclComm_t *comm, const ccoip_socket_address_t *addresses, size_t count,
+                                    const char *name) {
+    pcclResult_t result = public_call_begin(comm, SET_MASTER);
+    if (result == pcclSuccess) {
+        result = set_master(comm_of(comm), addresses, count, name);
+        comm_leave(comm_of(comm));
+    }
+    return result;
+}
 
 pcclResult_t pcclConnect(pcclComm_t *comm) {
     pcclResult_t result = public_call_begin(comm, "pcclConnect");

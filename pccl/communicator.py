@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from . import _interrupt
-from ._address import resolve
+from ._address import c_addresses, look_up, parse_address
 from ._arguments import boolean, c_string, integer, milliseconds
 from ._arrays import memory_pair
 from ._collectives import AsyncReduceHandle, Collectives, Request
@@ -26,7 +26,7 @@ from ._descriptors import (
     new_descriptor,
 )
 from ._enums import Attribute, ReduceOp, Result
-from ._errors import PCCLError, check, check_process
+from ._errors import PCCLError, check, check_process, error_for
 from ._native import ffi, lib
 from ._operations import InFlight
 from .state import Progress, SharedState, SharedStateSyncInfo, SharedStateSyncStrategy, progress_from_c
@@ -96,7 +96,8 @@ class Communicator(Collectives):
     """A peer. Connect it to the run of a master, then call joint calls and collectives with the other peers.
 
     address: of the master, "127.0.0.1:48148", "[::1]:48148" or "host.example:48148"; by default that in the
-        environment variable PCCL_MASTER.
+        environment variable PCCL_MASTER. connect() looks a name up in each of its attempts, and tries all
+        addresses that it stands for.
     peer_group: collectives span the peers of one group.
     p2p_connection_pool_size: TCP streams per link, at most 64; 0 is our default.
     timeout: seconds of silence, or of a stall of what ought to move, after which a peer or the master counts
@@ -148,7 +149,9 @@ class Communicator(Collectives):
         params.listen_port = 0 if port is None else integer(port, 1, 65535, "port")
         params.data_threads = 0 if data_threads is None else integer(data_threads, 1, 16, "data_threads")
         params.flags = lib.pcclCommTcpOnly if boolean(tcp_only, "tcp_only") else 0
-        params.master_address = resolve(address, Result.MASTER_CONNECTION_FAILED)[0]
+        _, params.master_address.port = parse_address(address)
+        self._address = address  # connect() looks it up
+        self._timeout_s = params.timeout_ms / 1000 or 10.0
         check(lib.pcclInit())
         handle = ffi.new("pcclComm_t **")
         check(lib.pcclCreateCommunicator(params, handle))
@@ -173,14 +176,27 @@ class Communicator(Collectives):
         integer(n_attempts, 1, 2**31, "n_attempts")
         for attempt in range(1, n_attempts + 1):
             try:
+                self._find_master()
                 _interrupt.call(lib.pcclConnect, self._handle)
                 break
             except PCCLError as error:
-                if error.result not in _WORTH_ANOTHER_ATTEMPT or attempt == n_attempts:
+                if error.result not in _WORTH_ANOTHER_ATTEMPT:
+                    raise
+                if attempt == n_attempts:
+                    if attempt > 1:
+                        raise error_for(error.result, f"{error} ({attempt} attempts)") from None
                     raise
                 _logger.warning("attempt %d of %d to connect failed: %s", attempt, n_attempts, error)
                 time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
         return self
+
+    def _find_master(self) -> None:
+        """Tells C what the master's name stands for now: it may be known only now, or have moved."""
+        handle = self._handle
+        _, port = parse_address(self._address)
+        ips = look_up(self._address, Result.MASTER_CONNECTION_FAILED, self._timeout_s)
+        addresses, name = c_addresses(ips, port), c_string(self._address, "address")
+        check(lib.pcclSetMasterAddresses(handle, addresses, len(addresses), name))
 
     def close(self) -> None:
         """Say goodbye. Ends every call that waits on other threads, and fails the async ops that are in

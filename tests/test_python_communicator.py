@@ -45,7 +45,23 @@ def test_addresses_are_split(text, host, port) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "127.0.0.1", ":48148", "host:", "host:port", "host:65536", "host:-1", "::1:48148", "host:٣"]
+    "text",
+    [
+        "",
+        "127.0.0.1",
+        ":48148",
+        "host:",
+        "host:port",
+        "[::1]",
+        " host:1",
+        "host :1",
+        "tcp://host:1",
+        "host:000001",
+        "host:65536",
+        "host:-1",
+        "::1:48148",
+        "host:٣",
+    ],
 )
 def test_what_is_no_address_is_a_value_error(text) -> None:
     with pytest.raises(ValueError, match="is not an address"):

@@ -13,6 +13,8 @@ enum {
     MAX_STREAMS = 64,               /* connections of one link */
     MAX_NAME_BYTES = 63,            /* a peer's name, without the terminating zero */
     MAX_RUN_BYTES = 63,             /* a run's name, without the terminating zero */
+    MAX_HOST_BYTES = 255,           /* a host's name, without the terminating zero */
+    MAX_MASTER_ADDRESSES = 16,      /* that its name may stand for */
     MAX_TENSOR_NAME_BYTES = 1023,   /* in a shared state, without the terminating zero */
     MAX_REASON_BYTES = 511,         /* a sentence that travels, without the terminating zero */
     MAX_FAILED_TAGS = 4096,         /* that one new epoch reports as failed, of all its members together */

@@ -137,7 +137,7 @@ static void dispatch(struct peer *peer, const struct peer_event *event) {
         peer_op_call(peer, event);
         break;
     case PEER_EVENT_CONTROL_OPEN:
-        peer_join_control_open(peer);
+        peer_join_control_open(peer, event);
         break;
     case PEER_EVENT_CONTROL_CLOSED:
         peer_join_control_closed(peer, event->reason);

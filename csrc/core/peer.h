@@ -41,7 +41,7 @@ enum peer_event_kind {
     PEER_EVENT_SYNC,    /* joint call sync_shared_state with `offer`; NULL: would one be taken now? */
     PEER_EVENT_OP,      /* op with `tag`, `descriptor`, `blocking`; may time out at `deadline_ns` */
     /* The control connection. */
-    PEER_EVENT_CONTROL_OPEN,
+    PEER_EVENT_CONTROL_OPEN,   /* `reason`: where the other end is, for sentences; NULL: not known */
     PEER_EVENT_CONTROL_CLOSED, /* or could not be opened; `reason` */
     PEER_EVENT_MESSAGE,        /* `message` from the master */
     /* Links, by `key`. */

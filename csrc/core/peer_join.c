@@ -73,11 +73,13 @@ void peer_join_connect(struct peer *peer, const struct peer_event *event) {
     emit(peer, PEER_CONTROL_CONNECT);
 }
 
-void peer_join_control_open(struct peer *peer) {
+void peer_join_control_open(struct peer *peer, const struct peer_event *event) {
     if (peer->phase != PEER_CONNECTING) {
         return;
     }
     enter(peer, PEER_GREETING);
+    snprintf(peer->master_where, sizeof peer->master_where, "%s",
+             event->reason != NULL ? event->reason : "it");
     peer->last_heard_ns = peer->now_ns;
     struct message message = {.type = MESSAGE_HELLO};
     message.as.hello = peer->options.hello;
@@ -194,13 +196,29 @@ static void heartbeat(struct peer *peer) {
     peer->next_heartbeat_ns = peer->now_ns + peer_heartbeat_ns(peer);
 }
 
+static void give_up_greeting(struct peer *peer) {
+    char why[sizeof peer->master_where + 256];
+    double seconds = (double)peer_timeout_ns(peer) / 1e9;
+    if (peer->phase == PEER_CONNECTING) {
+        snprintf(why, sizeof why, "no connection to the master within the timeout of %.1f s", seconds);
+    } else {
+        snprintf(
+            why, sizeof why,
+            "%s took the connection, but no answer of a master came within the timeout of %.1f s. It may be "
+            "the port of another program, or of a peer; `pccl master` prints its own",
+            peer->master_where, seconds);
+    }
+    peer_join_control_closed(peer, why);
+}
+
 void peer_join_tick(struct peer *peer) {
     if (is_joined(peer)) {
         heartbeat(peer);
         uint64_t silent_ns = peer->now_ns - peer->last_heard_ns;
         if (peer->now_ns > peer->last_heard_ns && silent_ns >= peer_timeout_ns(peer)) {
-            char why[64];
-            snprintf(why, sizeof why, "nothing heard from it for %.1f s", (double)silent_ns / 1e9);
+            char why[sizeof peer->master_where + 64];
+            snprintf(why, sizeof why, "nothing heard from %s for %.1f s", peer->master_where,
+                     (double)silent_ns / 1e9);
             lose_master(peer, why);
         } else if (peer->close_waits && peer->now_ns >= peer->phase_deadline_ns) {
             peer_join_say_goodbye(peer);
@@ -209,7 +227,7 @@ void peer_join_tick(struct peer *peer) {
         if (peer->phase == PEER_LEAVING) {
             peer_join_farewell(peer);
         } else {
-            peer_join_control_closed(peer, "no answer within the timeout");
+            give_up_greeting(peer);
         }
     }
 }

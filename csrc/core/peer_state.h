@@ -76,6 +76,7 @@ struct peer {
     enum peer_phase phase;
     uint16_t out_status;
     char out_reason[MAX_REASON_BYTES + 1];
+    char master_where[160]; /* as PEER_EVENT_CONTROL_OPEN has told, cut to fit */
     struct id id, run;
     uint64_t connect_call, close_call; /* 0: none */
     /* For the commit of ops returned early: the goodbye is said then. All other calls have ended. */
@@ -136,7 +137,7 @@ const char *peer_label(const struct peer *peer, const struct id *id, char text[P
 void peer_join_connect(struct peer *peer, const struct peer_event *event);
 void peer_join_close(struct peer *peer, const struct peer_event *event);
 void peer_join_say_goodbye(struct peer *peer); /* at the end of the wait */
-void peer_join_control_open(struct peer *peer);
+void peer_join_control_open(struct peer *peer, const struct peer_event *event);
 void peer_join_control_closed(struct peer *peer, const char *reason);
 void peer_join_welcome(struct peer *peer, const struct message_welcome *welcome);
 void peer_join_refused(struct peer *peer, const struct message_refused *refused);

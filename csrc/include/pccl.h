@@ -109,15 +109,15 @@ typedef enum pcclCommFlags_t {
 
 /* Everything after p2p_connection_pool_size is optional: zero means the default. */
 typedef struct pcclCommCreateParams_t {
-    ccoip_socket_address_t master_address;
-    uint32_t peer_group;               /* collectives span the peers of one group */
-    uint32_t p2p_connection_pool_size; /* streams per link, at most 64; 0: 4 */
-    uint32_t timeout_ms;               /* silence or stall of what ought to move; 0: 10000, at least 100 */
-    uint32_t straggler_timeout_ms;     /* how long to wait for a peer that has not called yet; 0: no bound */
-    const char *name;                  /* shown in logs and errors, at most 63 bytes; copied */
-    const char *advertise_host;        /* IP address or host name that others reach this peer by; copied */
-    uint16_t listen_port;              /* 0: the first free one from 48149 up */
-    const uint8_t *secret;             /* not supported yet: must be NULL */
+    ccoip_socket_address_t master_address; /* see also pcclSetMasterAddresses */
+    uint32_t peer_group;                   /* collectives span the peers of one group */
+    uint32_t p2p_connection_pool_size;     /* streams per link, at most 64; 0: 4 */
+    uint32_t timeout_ms;           /* silence or stall of what ought to move; 0: 10000, at least 100 */
+    uint32_t straggler_timeout_ms; /* how long to wait for a peer that has not called yet; 0: no bound */
+    const char *name;              /* shown in logs and errors, at most 63 bytes; copied */
+    const char *advertise_host;    /* IP address or host name that others reach this peer by; copied */
+    uint16_t listen_port;          /* 0: the first free one from 48149 up */
+    const uint8_t *secret;         /* not supported yet: must be NULL */
     size_t secret_size;
     uint32_t flags;        /* of pcclCommFlags_t */
     uint32_t data_threads; /* for large ops, at most 16; 0: PCCL_DATA_THREADS, else as many as are best */
@@ -292,6 +292,14 @@ PCCL_EXPORT pcclResult_t pcclSetInterruptCheck(pcclComm_t *comm, bool (*check)(v
 /* pcclInvalidUsage before pcclConnect; pcclMasterConnectionLost or pcclEvicted since that has happened. */
 PCCL_EXPORT pcclResult_t pcclGetAttribute(const pcclComm_t *comm, pcclAttribute_t attribute, int *value_out);
 PCCL_EXPORT pcclResult_t pcclGetCommInfo(const pcclComm_t *comm, pcclCommInfo_t *info_out);
+
+/* Where the next pcclConnect looks for the master: at any of `count` addresses, 1 to 16. They are tried in
+ * this order, each next one when those before it have failed or have not answered for 250 ms. `name` is what
+ * the user calls that place ("master.example:48148"), for messages; NULL: nothing. A program whose master has
+ * a host name looks that up and calls this before each pcclConnect, since a name may come to stand for other
+ * addresses. */
+PCCL_EXPORT pcclResult_t pcclSetMasterAddresses(pcclComm_t *comm, const ccoip_socket_address_t *addresses,
+                                                size_t count, const char *PCCL_NULLABLE name);
 
 /* Joins the run. Returns at once when alone; else when the accepted peers have called
  * pcclUpdateTopology, without a bound. After the master was lost, or an eviction, it joins anew. */

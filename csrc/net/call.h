@@ -11,6 +11,7 @@
 #include "net/buffer_pool.h"
 #include "net/list.h"
 
+struct dial_place;
 struct state_desk;
 struct waiter;
 
@@ -36,6 +37,7 @@ struct call {
     bool tree;                                /* how it was moved in the end */
     const struct message_sync_offer *offer;   /* of _SYNC; NULL: would one be taken? */
     const struct message_sync_report *report; /* of _SYNC_REPORT: done as soon as it is on its way */
+    const struct dial_place *place;           /* of _CONNECT: where the master is */
     struct state_desk *desk; /* of _SYNC with an offer: what happens before it is done is put there */
 
     /* How it ended. */

@@ -24,6 +24,7 @@ struct comm {
     uint32_t users; /* threads between comm_enter() and comm_leave() */
     bool closing;
     enum thread_state thread_state;
+    struct dial_place master; /* as the user has set it last */
     bool has_mixture;
     struct digest mixture;
 
@@ -45,6 +46,7 @@ struct comm *comm_create(const struct peer_loop_options *options) {
         return NULL;
     }
     comm->options = *options;
+    comm->master = options->master;
     buffer_pool_init(&comm->pool);
     pthread_mutex_init(&comm->mutex, NULL);
     pthread_cond_init(&comm->nobody, NULL);
@@ -223,8 +225,17 @@ pcclResult_t comm_connect(struct comm *comm) {
     if (result != pcclSuccess) {
         return result;
     }
-    struct call call = {.kind = PEER_EVENT_CONNECT};
+    pthread_mutex_lock(&comm->mutex);
+    struct dial_place place = comm->master;
+    pthread_mutex_unlock(&comm->mutex);
+    struct call call = {.kind = PEER_EVENT_CONNECT, .place = &place};
     return comm_run(comm, &call);
+}
+
+void comm_set_master(struct comm *comm, const struct dial_place *place) {
+    pthread_mutex_lock(&comm->mutex);
+    comm->master = *place;
+    pthread_mutex_unlock(&comm->mutex);
 }
 
 /* Says goodbye and waits for the answer until `until_ns`, or until the check says stop. */

@@ -27,6 +27,8 @@ void comm_leave(struct comm *comm);
 
 /* Starts the net thread if there is none yet, and joins the run. */
 pcclResult_t comm_connect(struct comm *comm);
+/* Where the next comm_connect() looks for the master. */
+void comm_set_master(struct comm *comm, const struct dial_place *place);
 pcclResult_t comm_close(struct comm *comm);
 /* A joint call. *value_out is the result's value. */
 pcclResult_t comm_vote(struct comm *comm, uint8_t kind, uint64_t *value_out);

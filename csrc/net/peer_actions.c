@@ -1,6 +1,7 @@
 /* Performs what the machine decides. Nothing here calls back into it: what goes wrong is noted, and told
  * to it as an event after the step. */
 #define _GNU_SOURCE
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -12,37 +13,40 @@
 #include "net/socket.h"
 #include "pccl.h"
 
-void peer_loop_lose_control(struct peer_loop *loop, const char *what, const char *why) {
-    char address[ADDRESS_TEXT_BYTES];
-    address_text(&loop->options.master, address);
-    snprintf(loop->control_reason, sizeof loop->control_reason, "%s %s: %s", what, address, why);
+/* Before it has greeted it may have been anybody: the next attempt begins with the next address. */
+static void drop_control(struct peer_loop *loop) {
+    if (loop->control_state == CONTROL_OPEN && !loop->control.vouched) {
+        loop->first_address++;
+    }
+    dial_stop(&loop->dial);
     poller_remove(&loop->poller, &loop->control_item);
     control_free(&loop->control);
+}
+
+void peer_loop_lose_control(struct peer_loop *loop, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(loop->control_reason, sizeof loop->control_reason, format, arguments);
+    va_end(arguments);
+    drop_control(loop);
     loop->control_state = CONTROL_LOST;
 }
 
 static void control_connect(struct peer_loop *loop) {
     CHECK(loop->control_state == CONTROL_NONE);
     loop->links.self = (struct id){0}; /* whoever it will be: others may hear of that before we do */
-    struct socket_options options = {.user_timeout_ms = loop->options.hello.timeout_ms};
-    int fd = socket_connect(&loop->options.master, &options);
-    if (fd < 0) {
-        peer_loop_lose_control(loop, "can't connect to a master at", strerror(-fd));
-        return;
-    }
-    control_init(&loop->control, fd);
+    uint32_t timeout_ms = loop->options.hello.timeout_ms;
+    /* A little less than the machine waits, so that it is known of each address what became of it. */
+    uint64_t patience_ns = timeout_ms * NS_PER_MS / 8 * 7;
     loop->control_state = CONTROL_CONNECTING;
-    int error = poller_add(&loop->poller, &loop->control_item, fd, POLL_LEVEL);
-    if (error != 0) {
-        peer_loop_lose_control(loop, "can't connect to a master at", strerror(-error));
-        return;
-    }
-    poller_watch_writable(&loop->poller, &loop->control_item, true);
+    dial_start(&loop->dial, &loop->place, loop->first_address, patience_ns, timeout_ms);
+    peer_loop_dial(loop, NULL);
 }
 
 static void control_write(struct peer_loop *loop, const struct message *message) {
     if (loop->control_state == CONTROL_OPEN && !control_send(&loop->control, message)) {
-        peer_loop_lose_control(loop, "the connection to the master at", loop->control.reason);
+        peer_loop_lose_control(loop, "the connection to the master at %s: %s", loop->where,
+                               loop->control.reason);
     }
 }
 
@@ -50,8 +54,7 @@ static void control_close(struct peer_loop *loop) {
     if (loop->control_state == CONTROL_OPEN && control_flush(&loop->control)) {
         control_finish(&loop->control);
     }
-    poller_remove(&loop->poller, &loop->control_item);
-    control_free(&loop->control);
+    drop_control(loop);
     loop->control_state = CONTROL_NONE;
 }
 

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/check.h"
+#include "ccoip.h"
 #include "net/clock.h"
 #include "net/socket.h"
 #include "pccl.h"
@@ -129,6 +130,9 @@ static void end_call(struct peer_loop *loop, struct call *call, const char *text
 }
 
 static void start_call(struct peer_loop *loop, struct call *call) {
+    if (call->kind == PEER_EVENT_CONNECT && call->place != NULL) {
+        loop->place = *call->place;
+    }
     if (!number_call(loop, call)) {
         end_call(loop, call, "too many calls of this communicator are under way: await some first");
         return;
@@ -165,18 +169,34 @@ static bool collect_calls(struct peer_loop *loop, bool may_sleep, bool *stop) {
 
 /* ---- the control connection ---- */
 
-static void control_connected(struct peer_loop *loop) {
-    int error = socket_connect_result(loop->control.fd);
-    if (error == -EINPROGRESS) {
-        return;
+/* True if there is a connection now. */
+bool peer_loop_dial(struct peer_loop *loop, struct poll_item *item) {
+    const struct address *address;
+    int fd = dial_turn(&loop->dial, item, &address);
+    if (fd == -EINPROGRESS) {
+        return false;
     }
+    if (fd < 0) {
+        char text[DIAL_FAILURE_BYTES];
+        peer_loop_lose_control(loop, "%s", dial_describe_failure(&loop->dial, text));
+        return false;
+    }
+    dial_describe_place(&loop->dial.place, address, loop->where);
+    control_init(&loop->control, fd);
+    int error = poller_add(&loop->poller, &loop->control_item, fd, POLL_LEVEL);
     if (error != 0) {
-        peer_loop_lose_control(loop, "can't connect to a master at", strerror(-error));
-        return;
+        peer_loop_lose_control(loop, "can't watch the connection to %s: %s", loop->where, strerror(-error));
+        return false;
     }
     loop->control_state = CONTROL_OPEN;
-    struct peer_event event = {.kind = PEER_EVENT_CONTROL_OPEN};
-    step(loop, &event);
+    return true;
+}
+
+static void dial_ready(struct peer_loop *loop, struct poll_item *item) {
+    if (loop->control_state == CONTROL_CONNECTING && peer_loop_dial(loop, item)) {
+        struct peer_event event = {.kind = PEER_EVENT_CONTROL_OPEN, .reason = loop->where};
+        step(loop, &event);
+    }
 }
 
 static void take_messages(struct peer_loop *loop) {
@@ -190,9 +210,11 @@ static void take_messages(struct peer_loop *loop) {
         peer_loop_publish(loop);
     }
     if (loop->control_state == CONTROL_OPEN && next == CONTROL_BAD) {
-        char why[CONTROL_REASON_BYTES + 32];
-        snprintf(why, sizeof why, "it does not speak pccl (%s)", loop->control.reason);
-        peer_loop_lose_control(loop, "who answers at", why);
+        peer_loop_lose_control(
+            loop,
+            "what answers at %s is no pccl master: %s. Are host and port right? `pccl master` "
+            "listens on port %d unless it is told otherwise",
+            loop->where, loop->control.reason, CCOIP_PROTOCOL_PORT_MASTER);
     }
 }
 
@@ -200,9 +222,18 @@ static void read_control(struct peer_loop *loop) {
     bool vouched = loop->control.vouched;
     bool good = control_receive(&loop->control);
     take_messages(loop);
-    if (!good && loop->control_state == CONTROL_OPEN) {
-        peer_loop_lose_control(loop, vouched ? "the connection to the master at" : "no answer of a master at",
+    if (good || loop->control_state != CONTROL_OPEN) {
+        return;
+    }
+    if (vouched) {
+        peer_loop_lose_control(loop, "the connection to the master at %s: %s", loop->where,
                                loop->control.reason);
+    } else {
+        peer_loop_lose_control(
+            loop,
+            "no answer of a master at %s: %s. It may be the port of another program, or of a "
+            "peer; `pccl master` prints its own",
+            loop->where, loop->control.reason);
     }
 }
 
@@ -210,9 +241,7 @@ static void control_ready(struct peer_loop *loop) {
     bool readable = loop->control_item.readable;
     loop->control_item.readable = false;
     loop->control_item.writable = false; /* flush_control() finds out */
-    if (loop->control_state == CONTROL_CONNECTING) {
-        control_connected(loop);
-    } else if (loop->control_state == CONTROL_OPEN && readable) {
+    if (loop->control_state == CONTROL_OPEN && readable) {
         read_control(loop);
     }
 }
@@ -222,7 +251,8 @@ static void flush_control(struct peer_loop *loop) {
         return;
     }
     if (control_unsent(&loop->control) > 0 && !control_flush(&loop->control)) {
-        peer_loop_lose_control(loop, "the connection to the master at", loop->control.reason);
+        peer_loop_lose_control(loop, "the connection to the master at %s: %s", loop->where,
+                               loop->control.reason);
         return;
     }
     poller_watch_writable(&loop->poller, &loop->control_item, control_unsent(&loop->control) > 0);
@@ -237,6 +267,9 @@ static void item_ready(struct peer_loop *loop, struct poll_item *item) {
         break;
     case PEER_ITEM_CONTROL:
         control_ready(loop);
+        break;
+    case PEER_ITEM_DIAL:
+        dial_ready(loop, item);
         break;
     case PEER_ITEM_LISTENER:
         listener_ready(&loop->listener, item);
@@ -289,6 +322,9 @@ static uint64_t tick(struct peer_loop *loop) {
     uint64_t now_ns = clock_now_ns();
     link_set_tick(&loop->links, now_ns);
     listener_tick(&loop->listener, now_ns);
+    if (now_ns >= dial_deadline(&loop->dial)) {
+        peer_loop_dial(loop, NULL);
+    }
     if (now_ns >= peer_deadline(loop->machine)) {
         struct peer_event event = {.kind = PEER_EVENT_TICK};
         step(loop, &event);
@@ -313,6 +349,7 @@ static uint64_t idle_ns(const struct peer_loop *loop, uint64_t now_ns) {
     }
     uint64_t deadline = earlier(peer_deadline(loop->machine), link_set_deadline(&loop->links));
     deadline = earlier(deadline, listener_deadline(&loop->listener));
+    deadline = earlier(deadline, dial_deadline(&loop->dial));
     deadline = earlier(deadline, loop->pool_deadline_ns);
     if (deadline == UINT64_MAX) {
         return UINT64_MAX;
@@ -366,8 +403,8 @@ static struct turn take_turn(struct peer_loop *loop) {
 
 /* Until when the loop may be left alone, although nobody would see what arrives; 0: not at all. */
 static uint64_t park_until(const struct peer_loop *loop, const struct turn *turn) {
-    if (!loop->answered || loop->call_count > 0 || turn->wait_ns == 0 || link_set_is_building(&loop->links) ||
-        loop->control_item.watches_writable) {
+    if (!loop->answered || loop->call_count > 0 || loop->control_state == CONTROL_CONNECTING ||
+        turn->wait_ns == 0 || link_set_is_building(&loop->links) || loop->control_item.watches_writable) {
         return 0;
     }
     return turn->now_ns + earlier(turn->wait_ns, PARK_MS * NS_PER_MS);
@@ -419,6 +456,7 @@ int peer_loop_drive(struct peer_loop *loop, struct call *const *calls, int count
 /* ---- start and end ---- */
 
 static void release(struct peer_loop *loop) {
+    dial_stop(&loop->dial);
     control_free(&loop->control);
     listener_close(&loop->listener);
     sharing_free(&loop->sharing);
@@ -478,6 +516,8 @@ int peer_loop_start(const struct peer_loop_options *options, struct mailbox *mai
     sharing_init(&loop->sharing, options->data_threads);
     loop->poller.fd = -1;
     loop->control.fd = -1;
+    loop->place = options->master;
+    dial_init(&loop->dial, &loop->poller, PEER_ITEM_DIAL);
     poll_item_init(&loop->wake_item, PEER_ITEM_WAKE);
     poll_item_init(&loop->control_item, PEER_ITEM_CONTROL);
     link_set_init(&loop->links, &loop->poller, NULL, options->hello.timeout_ms * NS_PER_MS);

@@ -12,6 +12,7 @@
 #include "core/peer.h"
 #include "net/buffer_pool.h"
 #include "net/control.h"
+#include "net/dial.h"
 #include "net/engine.h"
 #include "net/link.h"
 #include "net/listener.h"
@@ -20,7 +21,7 @@
 #include "net/share.h"
 
 struct peer_loop_options {
-    struct address master;
+    struct dial_place master;   /* unless a call of connect says otherwise */
     struct message_hello hello; /* `listen.port` is filled in */
     uint16_t listen_port;       /* 0: the first free one from the default up */
     bool tcp_only;              /* no links through memory */
@@ -46,6 +47,10 @@ struct peer_loop {
     struct listener listener;
     struct sharing sharing;
 
+    struct dial dial;            /* CONTROL_CONNECTING */
+    struct dial_place place;     /* where to connect to next time */
+    uint16_t first_address;      /* of the place: who answered at the one before was no master */
+    char where[DIAL_TEXT_BYTES]; /* CONTROL_OPEN: who is at the other end */
     struct control control;
     struct poll_item control_item;
     enum control_state control_state;
@@ -77,6 +82,9 @@ void peer_loop_perform(void *context, const struct peer_action *action); /* peer
 struct call *peer_loop_find_call(struct peer_loop *loop, uint64_t number);
 void peer_loop_complete(struct peer_loop *loop, struct call *call);
 void peer_loop_publish(struct peer_loop *loop);
-void peer_loop_lose_control(struct peer_loop *loop, const char *what, const char *why);
+bool peer_loop_dial(struct peer_loop *loop, struct poll_item *item);
+/* The control connection is gone, or there is none to be had. */
+__attribute__((format(printf, 2, 3))) void peer_loop_lose_control(struct peer_loop *loop, const char *format,
+                                                                  ...);
 
 #endif

@@ -29,6 +29,7 @@ enum {
 enum peer_item {
     PEER_ITEM_WAKE,
     PEER_ITEM_CONTROL,
+    PEER_ITEM_DIAL, /* that is to become the control connection */
     PEER_ITEM_LISTENER,
     PEER_ITEM_STRANGER,
     PEER_ITEM_STREAM
