@@ -124,7 +124,8 @@ def c_addresses(ips: Iterable[IPAddress], port: int) -> Any:
 def resolve(text: str, failure: Result) -> Any:
     """The ccoip_socket_address_t * of the first address that the host stands for now."""
     _, port = parse_address(text)
-    return ffi.new("ccoip_socket_address_t *", c_addresses(look_up(text, failure)[:1], port)[0])
+    addresses = c_addresses(look_up(text, failure)[:1], port)
+    return ffi.new("ccoip_socket_address_t *", addresses[0])
 
 
 def format_address(address: Any) -> str:
