@@ -39,7 +39,13 @@ void state_hash_leaf_at(enum reduce_level, const void *, size_t, uint64_t, struc
 void copy_past_cache(void *, const void *, size_t);
 void *memcpy(void *, const void *, size_t);
 """
-INCLUDES = ("pccl.h", "data/copy.h", "data/crc32c.h", "data/reduce.h", "data/state_hash.h")
+# The log, for pccl/_log.py: no part of the interface either.
+LOG = """
+enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
+void log_always(enum log_level, const char *, const char *);
+void log_to_nowhere(void);
+"""
+INCLUDES = ("pccl.h", "base/log.h", "data/copy.h", "data/crc32c.h", "data/reduce.h", "data/state_hash.h")
 
 
 def declarations(header: str) -> str:
@@ -56,6 +62,7 @@ def make_ffi() -> cffi.FFI:
         ffi.cdef(declarations(header))
     ffi.cdef(CALLBACKS)
     ffi.cdef(KERNELS)
+    ffi.cdef(LOG)
     ffi.set_source("pccl._native", "".join(f'#include "{header}"\n' for header in INCLUDES))
     return ffi
 

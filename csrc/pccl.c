@@ -3,12 +3,15 @@
 #define _GNU_SOURCE
 #include "pccl.h"
 
+#include <inttypes.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/last_error.h"
+#include "base/log.h"
+#include "net/descriptors.h"
 #include "net/socket.h"
 #include "pccl_comm.h"
 
@@ -19,6 +22,7 @@ enum { DEFAULT_CHECK_INTERVAL_MS = 50 };
 pcclResult_t pcclInit(void) {
     last_error_clear();
     atomic_store(&initialized, true);
+    (void)log_enabled(LOG_ERROR); /* a level that is none is told now */
     return pcclSuccess;
 }
 
@@ -83,9 +87,6 @@ static pcclResult_t refuse(const char *argument, const char *why) {
 }
 
 static pcclResult_t check_params(const pcclCommCreateParams_t *params) {
-    if (params->p2p_connection_pool_size > MAX_STREAMS) {
-        return refuse("p2p_connection_pool_size", "is more than 64");
-    }
     if (params->timeout_ms != 0 && params->timeout_ms < MIN_TIMEOUT_MS) {
         return refuse("timeout_ms", "is less than 100");
     }
@@ -161,6 +162,18 @@ static pcclResult_t fill_tcp_only(const pcclCommCreateParams_t *params, bool *tc
     return pcclSuccess;
 }
 
+/* More than is possible may well be asked for, by programs that were written for PCCL 1.0. */
+static uint16_t streams_of(const pcclCommCreateParams_t *params) {
+    uint32_t streams = params->p2p_connection_pool_size;
+    if (streams > MAX_STREAMS) {
+        log_line(LOG_WARN, "pccl",
+                 "p2p_connection_pool_size is %" PRIu32 ": %d connections are made, the most", streams,
+                 (int)MAX_STREAMS);
+        streams = MAX_STREAMS;
+    }
+    return streams != 0 ? (uint16_t)streams : DEFAULT_STREAMS;
+}
+
 static pcclResult_t fill_options(const pcclCommCreateParams_t *params, struct peer_loop_options *options) {
     pcclResult_t result = check_params(params);
     if (result == pcclSuccess) {
@@ -179,10 +192,7 @@ static pcclResult_t fill_options(const pcclCommCreateParams_t *params, struct pe
     hello->version = PROTOCOL_VERSION;
     hello->oldest_version = OLDEST_PROTOCOL_VERSION;
     hello->group = params->peer_group;
-    hello->streams = (uint16_t)params->p2p_connection_pool_size;
-    if (hello->streams == 0) {
-        hello->streams = DEFAULT_STREAMS;
-    }
+    hello->streams = streams_of(params);
     hello->timeout_ms = params->timeout_ms != 0 ? params->timeout_ms : DEFAULT_TIMEOUT_MS;
     hello->straggler_timeout_ms = params->straggler_timeout_ms;
     if (params->name != NULL) {
@@ -206,6 +216,7 @@ pcclResult_t pcclCreateCommunicator(const pcclCommCreateParams_t *params, pcclCo
     if (result != pcclSuccess) {
         return result;
     }
+    descriptors_raise_limit();
     struct comm *comm = comm_create(&options);
     if (comm == NULL) {
         return pcclOutOfMemory;

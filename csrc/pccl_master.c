@@ -1,4 +1,5 @@
 /* The public calls of a master: checks and sentences around net/master_loop.h. */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -7,6 +8,8 @@
 #include "base/address.h"
 #include "base/last_error.h"
 #include "include/pccl.h"
+#include "net/clock.h"
+#include "net/descriptors.h"
 #include "net/master_loop.h"
 #include "net/port_holder.h"
 #include "net/socket.h"
@@ -14,6 +17,7 @@
 
 struct pcclMasterInstance_t {
     struct master_loop *loop; /* owned */
+    uint32_t forks;           /* descriptors_forks() of the process that made it */
     pthread_mutex_t mutex;    /* guards `run` */
     bool run;                 /* pcclRunMaster has been called */
 };
@@ -26,6 +30,24 @@ static pcclResult_t fail_with_errno(int error, const char *what) {
 static pcclResult_t fail_null(const char *call, const char *argument) {
     last_error_set("%s: %s is NULL", call, argument);
     return pcclInvalidArgument;
+}
+
+/* A forked child has a copy, but no thread and no descriptor of it. */
+static bool is_of_a_parent(const pcclMasterInstance_t *master) {
+    return master->forks != descriptors_forks();
+}
+
+/* What a call begins with. */
+static pcclResult_t check_master(const pcclMasterInstance_t *master, const char *call) {
+    last_error_clear();
+    if (master == NULL) {
+        return fail_null(call, "master");
+    }
+    if (is_of_a_parent(master)) {
+        last_error_set("%s: " FORKED_TEXT("master"), call);
+        return pcclInvalidUsage;
+    }
+    return pcclSuccess;
 }
 
 static pcclResult_t fail_listen(const struct address *address, int error) {
@@ -80,12 +102,14 @@ pcclResult_t pcclCreateMasterWithParams(const pcclMasterCreateParams_t *params,
         last_error_set("pcclCreateMaster: out of memory");
         return pcclOutOfMemory;
     }
+    descriptors_raise_limit();
     int error = master_loop_create(&address, run, &master->loop);
     if (error != 0) {
         free(master);
         return fail_listen(&address, error);
     }
     pthread_mutex_init(&master->mutex, NULL);
+    master->forks = descriptors_forks();
     *master_out = master;
     return pcclSuccess;
 }
@@ -96,9 +120,9 @@ pcclResult_t pcclCreateMaster(ccoip_socket_address_t listen_address, pcclMasterI
 }
 
 pcclResult_t pcclRunMaster(pcclMasterInstance_t *master) {
-    last_error_clear();
-    if (master == NULL) {
-        return fail_null("pcclRunMaster", "master");
+    pcclResult_t result = check_master(master, "pcclRunMaster");
+    if (result != pcclSuccess) {
+        return result;
     }
     pthread_mutex_lock(&master->mutex);
     bool run_before = master->run;
@@ -117,16 +141,29 @@ pcclResult_t pcclInterruptMaster(pcclMasterInstance_t *master) {
     if (master == NULL) {
         return pcclInvalidArgument;
     }
+    if (is_of_a_parent(master)) {
+        return pcclInvalidUsage;
+    }
     master_loop_stop(master->loop);
     return pcclSuccess;
 }
 
 pcclResult_t pcclMasterAwaitTermination(pcclMasterInstance_t *master) {
-    last_error_clear();
-    if (master == NULL) {
-        return fail_null("pcclMasterAwaitTermination", "master");
+    bool terminated;
+    return pcclMasterAwaitTerminationFor(master, UINT32_MAX, &terminated);
+}
+
+pcclResult_t pcclMasterAwaitTerminationFor(pcclMasterInstance_t *master, uint32_t timeout_ms,
+                                           bool *terminated_out) {
+    pcclResult_t result = check_master(master, "pcclMasterAwaitTermination");
+    if (result != pcclSuccess) {
+        return result;
     }
-    if (!master_loop_wait(master->loop)) {
+    if (terminated_out == NULL) {
+        return fail_null("pcclMasterAwaitTermination", "terminated_out");
+    }
+    uint64_t until_ns = timeout_ms == UINT32_MAX ? UINT64_MAX : clock_now_ns() + timeout_ms * NS_PER_MS;
+    if (!master_loop_wait(master->loop, until_ns, terminated_out)) {
         last_error_set("pcclMasterAwaitTermination: this master does not run; call pcclRunMaster first");
         return pcclInvalidUsage;
     }
@@ -134,9 +171,9 @@ pcclResult_t pcclMasterAwaitTermination(pcclMasterInstance_t *master) {
 }
 
 pcclResult_t pcclDestroyMaster(pcclMasterInstance_t *master) {
-    last_error_clear();
-    if (master == NULL) {
-        return fail_null("pcclDestroyMaster", "master");
+    pcclResult_t result = check_master(master, "pcclDestroyMaster");
+    if (result != pcclSuccess) {
+        return result;
     }
     master_loop_destroy(master->loop);
     pthread_mutex_destroy(&master->mutex);

@@ -13,6 +13,7 @@
 Importing pccl imports neither torch nor any other array library.
 """
 
+from . import _log as _log  # first: where lines go
 from . import cuda
 from ._descriptors import (
     QuantizationOptions,

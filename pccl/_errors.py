@@ -84,6 +84,10 @@ _CLASSES: dict[Result, type[PCCLError]] = {
 }
 
 
+for _class in (PCCLError, InvalidArgumentError, *_CLASSES.values()):
+    _class.__module__ = "pccl"  # where programs find them, and so what tracebacks say
+
+
 def result_text(result: Result) -> str:
     """The general text of a result."""
     return str(ffi.string(lib.pcclResultString(result)).decode())

@@ -27,6 +27,7 @@ from ._descriptors import (
 )
 from ._enums import Attribute, ReduceOp, Result
 from ._errors import PCCLError, check, check_process, error_for
+from ._exit import is_ending, set_close_all
 from ._native import ffi, lib
 from ._operations import InFlight
 from .state import Progress, SharedState, SharedStateSyncInfo, SharedStateSyncStrategy, progress_from_c
@@ -44,6 +45,11 @@ _WORTH_ANOTHER_ATTEMPT = frozenset(
         Result.RANK_CONNECTION_FAILED,
         Result.RANK_CONNECTION_LOST,
         Result.TIMEOUT,
+        Result.EVICTED,
+        Result.INTERNAL_ERROR,  # the system gave no socket
+        Result.OUT_OF_MEMORY,
+        Result.REFUSED,  # the run is full
+        Result.UPDATE_TOPOLOGY_FAILED,
     }
 )
 _SECONDS_BETWEEN_ATTEMPTS = 1.0
@@ -63,6 +69,9 @@ def _destroy(comm: Any, in_flight: InFlight, process_id: int) -> None:
 def _close_all() -> None:
     for communicator in list(_open):
         communicator.close()
+
+
+set_close_all(_close_all)
 
 
 def _all_reduce(
@@ -99,7 +108,7 @@ class Communicator(Collectives):
         environment variable PCCL_MASTER. connect() looks a name up in each of its attempts, and tries all
         addresses that it stands for.
     peer_group: collectives span the peers of one group.
-    p2p_connection_pool_size: TCP streams per link, at most 64; 0 is our default.
+    p2p_connection_pool_size: TCP streams per link; more than 64 are 64, with a warning; 0 is our default.
     timeout: seconds of silence, or of a stall of what ought to move, after which a peer or the master counts
         as lost.
     straggler_timeout: seconds to wait for a peer that has not called yet; None: no bound.
@@ -142,8 +151,11 @@ class Communicator(Collectives):
         run_text = c_string(run, "run")
         params = ffi.new("pcclCommCreateParams_t *")
         params.peer_group = self._group
-        params.p2p_connection_pool_size = integer(p2p_connection_pool_size, 0, 64, "p2p_connection_pool_size")
+        params.p2p_connection_pool_size = integer(
+            p2p_connection_pool_size, 0, 2**32 - 1, "p2p_connection_pool_size"
+        )
         params.timeout_ms = milliseconds(timeout, "timeout")
+        self._timeout = params.timeout_ms / 1000 or 10.0
         params.straggler_timeout_ms = milliseconds(straggler_timeout, "straggler_timeout")
         params.name, params.advertise_host, params.run = name_text, host_text, run_text
         params.listen_port = 0 if port is None else integer(port, 1, 65535, "port")
@@ -172,8 +184,13 @@ class Communicator(Collectives):
 
     def connect(self, n_attempts: int = 5) -> Communicator:
         """Join the run. Returns at once when alone; else when the accepted peers have called
-        update_topology(). A master that does not answer is tried again, a second later each time."""
+        update_topology(). What another attempt may cure is tried again a second later, `n_attempts` times in
+        all: no master that answers, a full run, an eviction before this peer was let in, no descriptor."""
         integer(n_attempts, 1, 2**31, "n_attempts")
+        if is_ending() is not None:
+            raise error_for(
+                Result.INVALID_USAGE, f"the program is ending: its main thread has ended by {is_ending()!r}"
+            )
         for attempt in range(1, n_attempts + 1):
             try:
                 self._find_master()

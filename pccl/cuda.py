@@ -2,7 +2,7 @@
 
 from ._native import ffi, lib
 
-__all__ = ["is_available"]
+__all__ = ["is_available", "is_cuda_available"]
 
 
 def is_available() -> bool:
@@ -10,3 +10,6 @@ def is_available() -> bool:
     info = ffi.new("pcclBuildInfo_t *")
     lib.pcclGetBuildInfo(info)
     return bool(info.has_cuda_support)
+
+
+is_cuda_available = is_available

@@ -91,31 +91,139 @@ for level in (lib.LOG_DEBUG, lib.LOG_INFO, lib.LOG_WARN, lib.LOG_ERROR):
 """
 
 
+def run_with_level(program: str, setting: str | None, **options: object) -> subprocess.CompletedProcess[str]:
+    env = {key: value for key, value in os.environ.items() if key != "PCCL_LOG_LEVEL"}
+    if setting is not None:
+        env["PCCL_LOG_LEVEL"] = setting
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run(  # type: ignore[call-overload,no-any-return]
+        [sys.executable, "-c", program],
+        env=env,
+        cwd=Path(__file__).parent,
+        text=True,
+        check=True,
+        timeout=60,
+        **options,
+    )
+
+
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
         (None, ["WARN", "ERROR"]),
-        ("nonsense", ["WARN", "ERROR"]),
+        ("", ["WARN", "ERROR"]),
+        ("trace", ["DEBUG", "INFO", "WARN", "ERROR"]),
+        ("Warn", ["WARN", "ERROR"]),
+        ("ERR", ["ERROR"]),
+        ("FATAL", ["ERROR"]),
         ("debug", ["DEBUG", "INFO", "WARN", "ERROR"]),
         ("INFO", ["INFO", "WARN", "ERROR"]),
         ("ERROR", ["ERROR"]),
     ],
 )
 def test_log_lines_at_or_above_the_level_go_to_stderr(setting: str | None, expected: list[str]) -> None:
-    env = {key: value for key, value in os.environ.items() if key != "PCCL_LOG_LEVEL"}
-    if setting is not None:
-        env["PCCL_LOG_LEVEL"] = setting
-    done = subprocess.run(
-        [sys.executable, "-c", LOG_LINES],
-        env=env,
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
+    done = run_with_level(LOG_LINES, setting)
     lines = done.stderr.splitlines()
     assert [line.split()[1] for line in lines] == expected
     assert all(line.split(maxsplit=2)[2].startswith("ada: line!!!") for line in lines)
     assert all(len(line) < 2000 for line in lines)
     assert done.stdout.count("True") == len(expected)
+
+
+def test_a_level_that_is_none_is_told_once() -> None:
+    done = run_with_level(LOG_LINES, "bogus")
+    lines = done.stderr.splitlines()
+    assert [line.split()[1] for line in lines] == ["WARN", "WARN", "ERROR"]
+    assert 'PCCL_LOG_LEVEL is "bogus", which is none of TRACE, DEBUG, INFO' in lines[0]
+
+
+LOG_INTO_A_FULL_PIPE = """
+import fcntl, os
+reading, writing = os.pipe()
+fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+os.dup2(writing, 2)
+from native import load
+ffi, lib = load("base/log.h")
+for i in range(1000):
+    lib.log_line(lib.LOG_WARN, b"ada", b"%s", ffi.new("char[]", f"line {i}".encode()))
+assert os.get_blocking(2), "others share it"
+read = os.read(reading, 1 << 20).splitlines()
+lib.log_line(lib.LOG_WARN, b"ada", b"%s", ffi.new("char[]", b"again"))
+after = os.read(reading, 1 << 20).decode().splitlines()
+print(len(read), *(line.split(": ", 1)[1] for line in after), sep="|")
+"""
+
+
+def test_a_line_that_nobody_reads_is_dropped_and_counted() -> None:
+    written, confession, last = run_with_level(LOG_INTO_A_FULL_PIPE, None).stdout.strip().split("|")
+    assert 10 < int(written) < 1000
+    assert confession.startswith(f"{1000 - int(written)} lines dropped")
+    assert last == "again"
+
+
+LOG_WHERE_IT_ENDS = """
+import os, signal
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as a program in C has it
+reading, writing = os.pipe()
+os.dup2(writing, 2)
+from native import load
+ffi, lib = load("base/log.h")
+os.close(reading)
+lib.log_line(lib.LOG_WARN, b"ada", b"nobody is there any more")
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+lib.log_line(lib.LOG_WARN, b"ada", b"and this is elsewhere")
+print("lives on")
+"""
+
+
+def test_a_reader_that_is_gone_ends_nobody() -> None:
+    assert run_with_level(LOG_WHERE_IT_ENDS, None).stdout == "lives on\n"
+
+
+LOG_BESIDE_A_FILE = """
+import os, sys
+from native import load
+ffi, lib = load("base/log.h")
+os.close(2)
+file = open(sys.argv[1], "wb", buffering=0)
+assert file.fileno() == 2
+lib.log_line(lib.LOG_WARN, b"ada", b"for the log")
+file.write(b"weights")
+"""
+
+
+def test_a_file_that_has_got_descriptor_2_gets_no_lines(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    program = f"import sys; sys.argv = ['', {str(path)!r}]\n{LOG_BESIDE_A_FILE}"
+    done = run_with_level(program, None)
+    assert path.read_bytes() == b"weights"
+    assert "for the log" in done.stderr
+
+
+LOG_THAT_FOLLOWS = """
+import os
+from native import load
+ffi, lib = load("base/log.h")
+reading, writing = os.pipe()
+os.dup2(writing, 2)
+lib.log_line(lib.LOG_WARN, b"ada", b"after the redirection")
+assert b"after the redirection" in os.read(reading, 1000)
+for fd in range(3, 100):  # as programs do that go into the background
+    try:
+        if fd not in (reading, writing):
+            os.close(fd)
+    except OSError:
+        pass
+other, others_end = os.pipe()
+copies = [os.dup(others_end) for _ in range(100)]
+lib.log_line(lib.LOG_WARN, b"ada", b"there is no log any more")
+os.set_blocking(other, False)
+try:
+    print(os.read(other, 1000))
+except BlockingIOError:
+    print("fine")
+"""
+
+
+def test_lines_follow_a_redirection_but_never_a_number() -> None:
+    assert run_with_level(LOG_THAT_FOLLOWS, None).stdout == "fine\n"

@@ -1,9 +1,10 @@
 #include "base/check.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 
+#include "base/log.h"
+
 noreturn void check_failed(const char *file, int line, const char *expression) {
-    fprintf(stderr, "pccl: internal error: %s:%d: %s\n", file, line, expression);
+    log_line(LOG_ERROR, "pccl", "internal error: %s:%d: %s", file, line, expression);
     abort();
 }

@@ -24,6 +24,10 @@ enum {
     STRANGER_TIMEOUT_MS = 5000,         /* how long such a connection may stay silent */
     MAX_OUTBOX_BYTES = 4 * 1024 * 1024, /* unsent control bytes before a connection counts as dead */
 
+    MAX_DESCRIPTORS = 1024 * 1024,  /* beyond it, a descriptor is not closed in forked children */
+    MAX_RAISED_DESCRIPTORS = 65536, /* no soft limit of open files is raised beyond it */
+    MAX_LOG_LINE_BYTES = 1280,
+
     MIN_TIMEOUT_MS = 100,
     DEFAULT_TIMEOUT_MS = 10000,
     MAX_TIMEOUT_MS = 24 * 3600 * 1000,

@@ -35,14 +35,26 @@ void master_send_type(struct master *master, int slot, enum message_type type) {
     master_send(master, slot, &message);
 }
 
-void master_log(struct master *master, const char *format, ...) {
+__attribute__((format(printf, 3, 0))) static void write_log(struct master *master, bool routine,
+                                                            const char *format, va_list arguments) {
     char text[2 * MAX_REASON_BYTES];
+    vsnprintf(text, sizeof text, format, arguments);
+    struct master_action action = {.kind = MASTER_LOG, .text = text, .routine = routine};
+    master->perform(master->context, &action);
+}
+
+void master_log(struct master *master, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
+    write_log(master, false, format, arguments);
     va_end(arguments);
-    struct master_action action = {.kind = MASTER_LOG, .text = text};
-    master->perform(master->context, &action);
+}
+
+void master_log_routine(struct master *master, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    write_log(master, true, format, arguments);
+    va_end(arguments);
 }
 
 const char *master_label(const struct master *master, int slot, char text[LABEL_BYTES]) {

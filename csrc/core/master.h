@@ -50,6 +50,7 @@ struct master_action {
     uint64_t connection;
     const struct message *message; /* borrowed for the call */
     const char *text;              /* MASTER_LOG: borrowed for the call */
+    bool routine;                  /* MASTER_LOG: one of many of its kind, and nothing has changed */
 };
 
 /* Performs one action. `context` is the caller's. */

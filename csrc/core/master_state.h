@@ -161,6 +161,8 @@ struct ending {
 void master_send(struct master *master, int slot, const struct message *message);
 void master_send_type(struct master *master, int slot, enum message_type type);
 __attribute__((format(printf, 2, 3))) void master_log(struct master *master, const char *format, ...);
+/* Of what comes with every step of a healthy run. */
+__attribute__((format(printf, 2, 3))) void master_log_routine(struct master *master, const char *format, ...);
 enum { LABEL_BYTES = MAX_NAME_BYTES + 16 };
 const char *master_label(const struct master *master, int slot, char text[LABEL_BYTES]);
 /* The slot of the peer with this id, or NO_SLOT. */

@@ -228,14 +228,16 @@ static void hold_election(struct master *master, int index) {
         fail_election(master, index, &election, chosen);
         return;
     }
-    char label[LABEL_BYTES];
-    master_log(master, "revision %" PRIu64 " of group %" PRIu32 " is that of peer %s",
-               master->slots[chosen].offer.revision, group->number, master_label(master, chosen, label));
     group->elected = master->slots[chosen].offer;
     group->sync_number = ++master->last_sync;
     group->sync_key = random_id(&master->random);
     assign_parts(master, index);
-    if (is_settled(master, index)) {
+    bool settled = is_settled(master, index);
+    char label[LABEL_BYTES];
+    (settled ? master_log_routine
+             : master_log)(master, "revision %" PRIu64 " of group %" PRIu32 " is that of peer %s",
+                           group->elected.revision, group->number, master_label(master, chosen, label));
+    if (settled) {
         succeed(master, index);
     } else {
         send_plans(master, index);

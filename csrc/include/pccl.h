@@ -432,6 +432,9 @@ PCCL_EXPORT pcclResult_t pcclRunMaster(pcclMasterInstance_t *master);
 PCCL_EXPORT pcclResult_t pcclInterruptMaster(pcclMasterInstance_t *master);
 /* Blocks until it has stopped. */
 PCCL_EXPORT pcclResult_t pcclMasterAwaitTermination(pcclMasterInstance_t *master);
+/* Blocks no longer than `timeout_ms` (UINT32_MAX: no bound); *terminated_out says whether it has stopped. */
+PCCL_EXPORT pcclResult_t pcclMasterAwaitTerminationFor(pcclMasterInstance_t *master, uint32_t timeout_ms,
+                                                       bool *terminated_out);
 /* Stops it if it runs, and frees it. */
 PCCL_EXPORT pcclResult_t pcclDestroyMaster(pcclMasterInstance_t *master);
 PCCL_EXPORT pcclResult_t pcclMasterGetAddress(const pcclMasterInstance_t *master,

@@ -11,6 +11,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "net/descriptors.h"
+
 enum {
     LINE_BYTES = 128, /* processors fetch cache lines in pairs */
     /* What is copied is shown to the other end in pieces, so that both copy at the same time. */
@@ -61,9 +63,9 @@ static int map(struct channel *channel, int bell, int descriptor, uint8_t end) {
 static const int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
 int channel_create(struct channel *channel, int bell) {
-    int descriptor = memfd_create("pccl", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int descriptor = DESCRIPTOR(memfd_create("pccl", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (descriptor < 0) {
-        return -errno;
+        return descriptor;
     }
     int error = 0;
     /* The memory is taken now: where there is none left, its first use would be a signal. */
@@ -75,7 +77,7 @@ int channel_create(struct channel *channel, int bell) {
         error = map(channel, bell, descriptor, 0);
     }
     if (error != 0) {
-        close(descriptor);
+        descriptor_close(descriptor);
         return error;
     }
     return descriptor;

@@ -9,12 +9,14 @@
 #include "base/check.h"
 #include "base/last_error.h"
 #include "net/clock.h"
+#include "net/descriptors.h"
 #include "net/port_holder.h"
 
 enum thread_state { THREAD_NONE, THREAD_STARTING, THREAD_RUNNING };
 
 struct comm {
     struct peer_loop_options options;
+    uint32_t forks; /* descriptors_forks() of the process that made it */
     struct mailbox mailbox;
     struct buffer_pool pool;
     struct peer_loop *loop; /* of THREAD_RUNNING */
@@ -47,6 +49,7 @@ struct comm *comm_create(const struct peer_loop_options *options) {
     }
     comm->options = *options;
     comm->master = options->master;
+    comm->forks = descriptors_forks();
     buffer_pool_init(&comm->pool);
     pthread_mutex_init(&comm->mutex, NULL);
     pthread_cond_init(&comm->nobody, NULL);
@@ -60,6 +63,10 @@ void comm_set_interrupt_check(struct comm *comm, bool (*check)(void *), void *co
 }
 
 bool comm_enter(struct comm *comm) {
+    if (comm->forks != descriptors_forks()) { /* locks may be held for ever, and descriptors are others' */
+        last_error_set(FORKED_TEXT("communicator"));
+        return false;
+    }
     pthread_mutex_lock(&comm->mutex);
     bool open = !comm->closing;
     comm->users += open;

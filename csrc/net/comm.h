@@ -21,7 +21,7 @@ void comm_destroy(struct comm *comm);
 void comm_set_interrupt_check(struct comm *comm, bool (*check)(void *), void *context, uint32_t interval_ms);
 
 /* Brackets of every public call: between them the communicator is not freed. False if it is being
- * destroyed. */
+ * destroyed, or belongs to the process that this one was forked from. */
 bool comm_enter(struct comm *comm);
 void comm_leave(struct comm *comm);
 

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/check.h"
+#include "net/descriptors.h"
 
 enum { FIRST_BUFFER_BYTES = 512 };
 
@@ -85,7 +86,7 @@ void control_init(struct control *control, int fd) {
 
 void control_free(struct control *control) {
     if (control->fd >= 0) {
-        close(control->fd);
+        descriptor_close(control->fd);
     }
     buffer_free(&control->inbox);
     buffer_free(&control->outbox);

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "net/clock.h"
+#include "net/descriptors.h"
 #include "net/socket.h"
 
 /* How long an address is waited for alone. */
@@ -30,7 +31,7 @@ static int take_out(struct dial *dial, struct dial_try *one) {
 static void fail(struct dial *dial, struct dial_try *one, int error) {
     one->error = error;
     if (one->item.fd >= 0) {
-        close(take_out(dial, one));
+        descriptor_close(take_out(dial, one));
     }
 }
 
@@ -48,7 +49,7 @@ static void start_next(struct dial *dial, uint64_t now_ns) {
     if (one->error == 0) {
         poller_watch_writable(dial->poller, &one->item, true);
     } else if (fd >= 0) {
-        close(fd);
+        descriptor_close(fd);
     }
 }
 

@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "net/clock.h"
+#include "net/descriptors.h"
 #include "net/engine.h"
 #include "net/socket.h"
 
@@ -206,7 +207,7 @@ static bool connect_in_memory(struct stream *stream) {
     bool good = memory >= 0 && send_greeting(stream, fd, memory) &&
                 poller_add(link->set->poller, &stream->item, fd, POLL_EDGE) == 0;
     if (memory >= 0) {
-        close(memory);
+        descriptor_close(memory);
     }
     if (good) {
         stream->state = STREAM_GREETING;
@@ -215,7 +216,7 @@ static bool connect_in_memory(struct stream *stream) {
     }
     channel_close(&stream->channel);
     if (fd >= 0) {
-        close(fd);
+        descriptor_close(fd);
     }
     return false;
 }
@@ -233,7 +234,7 @@ static void connect_stream(struct stream *stream) {
     }
     int error = poller_add(link->set->poller, &stream->item, fd, POLL_EDGE);
     if (error != 0) {
-        close(fd);
+        descriptor_close(fd);
         retry_later(stream, cant_connect, strerror(-error));
         return;
     }

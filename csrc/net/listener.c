@@ -8,6 +8,7 @@
 
 #include "ccoip.h"
 #include "net/clock.h"
+#include "net/descriptors.h"
 #include "net/socket.h"
 
 static const uint64_t pause_ns = 100 * NS_PER_MS;
@@ -37,7 +38,7 @@ void listener_init(struct listener *listener, struct poller *poller, struct link
 static int watch(struct listener *listener, struct poll_item *item, int fd) {
     int error = fd < 0 ? fd : poller_add(listener->poller, item, fd, POLL_EDGE);
     if (error != 0 && fd >= 0) {
-        close(fd);
+        descriptor_close(fd);
     }
     return error;
 }
@@ -58,10 +59,10 @@ static void part(struct listener *listener, struct stranger *stranger, bool keep
     int fd = stranger->item.fd;
     poller_remove(listener->poller, &stranger->item);
     if (!keep_socket && fd >= 0) {
-        close(fd);
+        descriptor_close(fd);
     }
     if (stranger->memory >= 0) {
-        close(stranger->memory);
+        descriptor_close(stranger->memory);
     }
     list_remove(&stranger->node);
     listener->stranger_count--;
@@ -80,7 +81,7 @@ static void unwatch(struct listener *listener, struct poll_item *item) {
     int fd = item->fd;
     poller_remove(listener->poller, item);
     if (fd >= 0) {
-        close(fd);
+        descriptor_close(fd);
     }
 }
 
@@ -104,7 +105,7 @@ static void welcome(struct listener *listener, int fd, bool is_local) {
     }
     struct stranger *stranger = calloc(1, sizeof *stranger);
     if (stranger == NULL) {
-        close(fd); /* it will try again */
+        descriptor_close(fd); /* it will try again */
         return;
     }
     poll_item_init(&stranger->item, PEER_ITEM_STRANGER);
@@ -115,7 +116,7 @@ static void welcome(struct listener *listener, int fd, bool is_local) {
     listener->stranger_count++;
     if (poller_add(listener->poller, &stranger->item, fd, POLL_EDGE) != 0) {
         part(listener, stranger, true);
-        close(fd);
+        descriptor_close(fd);
     }
 }
 
@@ -159,7 +160,7 @@ static void try_adopt(struct listener *listener, struct stranger *stranger) {
         break;
     case LINK_REFUSED:
         part(listener, stranger, true);
-        close(fd);
+        descriptor_close(fd);
         break;
     }
 }
@@ -175,7 +176,7 @@ static ssize_t receive(struct stranger *stranger) {
     int memory;
     ssize_t size = socket_receive_descriptor(stranger->item.fd, to, room, &memory);
     if (memory >= 0 && stranger->memory >= 0) {
-        close(memory);
+        descriptor_close(memory);
     } else if (memory >= 0) {
         stranger->memory = memory;
     }

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "net/clock.h"
+#include "net/descriptors.h"
 
 static bool init_waiter(struct waiter *waiter) {
     pthread_condattr_t attributes;
@@ -31,12 +32,12 @@ static struct waiter *make_waiter(void) {
 
 int mailbox_init(struct mailbox *mailbox) {
     *mailbox = (struct mailbox){.wake_fd = -1};
-    mailbox->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    mailbox->wake_fd = DESCRIPTOR(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (mailbox->wake_fd < 0) {
-        return -errno;
+        return mailbox->wake_fd;
     }
     if (pthread_mutex_init(&mailbox->mutex, NULL) != 0) {
-        close(mailbox->wake_fd);
+        descriptor_close(mailbox->wake_fd);
         return -ENOMEM;
     }
     bool good = init_waiter(&mailbox->spare);
@@ -45,7 +46,7 @@ int mailbox_init(struct mailbox *mailbox) {
             pthread_cond_destroy(&mailbox->spare.wake);
         }
         pthread_mutex_destroy(&mailbox->mutex);
-        close(mailbox->wake_fd);
+        descriptor_close(mailbox->wake_fd);
         return -ENOMEM;
     }
     list_init(&mailbox->posted);
@@ -73,7 +74,7 @@ void mailbox_free(struct mailbox *mailbox) {
     pthread_cond_destroy(&mailbox->recall.wake);
     pthread_cond_destroy(&mailbox->spare.wake);
     pthread_mutex_destroy(&mailbox->mutex);
-    close(mailbox->wake_fd);
+    descriptor_close(mailbox->wake_fd);
 }
 
 /* ---- users' threads ---- */

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "net/clock.h"
 #include "net/control.h"
+#include "net/descriptors.h"
 #include "net/list.h"
 #include "net/poller.h"
 #include "net/socket.h"
@@ -133,7 +134,7 @@ static void perform(void *context, const struct master_action *action) {
         close_when_sent(loop, action);
         break;
     case MASTER_LOG:
-        log_line(LOG_INFO, "master", "%s", action->text);
+        log_line(action->routine ? LOG_DEBUG : LOG_INFO, "master", "%s", action->text);
         break;
     }
 }
@@ -174,8 +175,11 @@ static void drop(struct master_loop *loop, struct connection *connection, const 
     uint64_t id = connection->id;
     snprintf(reason, sizeof reason, "%s", why);
     if (phase == PHASE_STRANGER) {
-        log_line(LOG_INFO, "master", "closed the connection from %s, which has not greeted: %s",
-                 describe(connection, text), reason);
+        /* Who has sent nothing was a health check, of which there may be one every second. */
+        bool silent = why == connection->control.reason && connection->control.inbox.end == 0;
+        log_line(silent ? LOG_DEBUG : LOG_INFO, "master",
+                 "closed the connection from %s, which has not greeted: %s", describe(connection, text),
+                 reason);
     }
     end_probation(loop, connection);
     list_remove(&connection->dirty);
@@ -207,7 +211,7 @@ static void admit(struct master_loop *loop, int fd, const struct address *remote
     }
     struct connection *connection = free_connection(loop);
     if (connection == NULL) {
-        close(fd);
+        descriptor_close(fd);
         log_line(LOG_WARN, "master", "turned a connection away: there are %d already", CONNECTIONS);
         return;
     }
@@ -449,9 +453,9 @@ static int open_all(struct master_loop *loop, const struct address *address) {
     if (error != 0) {
         return error;
     }
-    loop->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    loop->wake = DESCRIPTOR(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
     if (loop->wake < 0) {
-        return -errno;
+        return loop->wake;
     }
     loop->machine = calloc(1, master_bytes());
     if (loop->machine == NULL) {
@@ -478,7 +482,11 @@ int master_loop_create(const struct address *address, const char *run, struct ma
     poll_item_init(&loop->listener_item, ITEM_LISTENER);
     poll_item_init(&loop->wake_item, ITEM_WAKE);
     pthread_mutex_init(&loop->mutex, NULL);
-    pthread_cond_init(&loop->ended_condition, NULL);
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&loop->ended_condition, &attributes);
+    pthread_condattr_destroy(&attributes);
     int error = open_all(loop, address);
     if (error != 0) {
         master_loop_destroy(loop);
@@ -514,19 +522,31 @@ void master_loop_stop(struct master_loop *loop) {
     errno = saved_errno;
 }
 
-bool master_loop_wait(struct master_loop *loop) {
-    pthread_mutex_lock(&loop->mutex);
-    while (loop->started && !loop->ended) {
+/* With the mutex held. False if the time has passed. */
+static bool wait_until(struct master_loop *loop, uint64_t until_ns) {
+    if (until_ns == UINT64_MAX) {
         pthread_cond_wait(&loop->ended_condition, &loop->mutex);
+        return true;
     }
-    bool ended = loop->ended;
+    struct timespec until = {.tv_sec = (time_t)(until_ns / NS_PER_S), .tv_nsec = (long)(until_ns % NS_PER_S)};
+    return pthread_cond_timedwait(&loop->ended_condition, &loop->mutex, &until) != ETIMEDOUT;
+}
+
+bool master_loop_wait(struct master_loop *loop, uint64_t until_ns, bool *ended_out) {
+    pthread_mutex_lock(&loop->mutex);
+    bool in_time = true;
+    while (loop->started && !loop->ended && in_time) {
+        in_time = wait_until(loop, until_ns);
+    }
+    *ended_out = loop->ended;
+    bool started = loop->started;
     pthread_mutex_unlock(&loop->mutex);
-    return ended;
+    return started;
 }
 
 static void close_if_open(int fd) {
     if (fd >= 0) {
-        close(fd);
+        descriptor_close(fd);
     }
 }
 

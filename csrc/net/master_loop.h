@@ -5,6 +5,7 @@
 #define PCCL_NET_MASTER_LOOP_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "base/address.h"
 #include "core/master.h"
@@ -18,8 +19,9 @@ int master_loop_create(const struct address *address, const char *run, struct ma
 int master_loop_start(struct master_loop *loop);
 /* Asks the thread to end; does not wait. Any thread, and signal handlers. */
 void master_loop_stop(struct master_loop *loop);
-/* Blocks until the thread has ended, for ever if nobody stops it. False at once if it was never started. */
-bool master_loop_wait(struct master_loop *loop);
+/* Blocks until the thread has ended, but not beyond `until_ns` (UINT64_MAX: no bound); *ended_out says
+ * whether it has. False at once if it was never started. */
+bool master_loop_wait(struct master_loop *loop, uint64_t until_ns, bool *ended_out);
 /* Stops the thread, waits for its end and frees the loop. No other call may be under way. */
 void master_loop_destroy(struct master_loop *loop);
 

@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "net/clock.h"
+#include "net/descriptors.h"
 
 enum { EVENTS_PER_WAIT = 64 };
 
@@ -18,13 +19,14 @@ static const uint64_t patience_ns = 100000;
 int poller_open(struct poller *poller) {
     list_init(&poller->hot);
     list_init(&poller->looking);
-    poller->fd = epoll_create1(EPOLL_CLOEXEC);
-    return poller->fd < 0 ? -errno : 0;
+    int fd = DESCRIPTOR(epoll_create1(EPOLL_CLOEXEC));
+    poller->fd = fd < 0 ? -1 : fd;
+    return fd < 0 ? fd : 0;
 }
 
 void poller_close(struct poller *poller) {
     if (poller->fd >= 0) {
-        close(poller->fd);
+        descriptor_close(poller->fd);
         poller->fd = -1;
     }
 }

@@ -12,6 +12,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "net/descriptors.h"
+
 enum { LOCAL_WINDOW_BYTES = 512 * 1024 }; /* to begin with, between two ends on one machine */
 
 union native {
@@ -125,13 +127,12 @@ static int set_connection_options(int fd, const struct socket_options *options) 
 }
 
 static int new_socket(int family) {
-    int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    return fd >= 0 ? fd : -errno;
+    return DESCRIPTOR(socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
 }
 
 /* Closes `fd` and passes the error on, which close() could overwrite. */
 static int fail(int fd, int error) {
-    close(fd);
+    descriptor_close(fd);
     return error;
 }
 
@@ -195,18 +196,18 @@ int socket_accept(int listener, const struct socket_options *options, struct add
     union native native = {0};
     for (;;) {
         socklen_t size = sizeof native;
-        int fd = accept4(listener, &native.any, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        int fd = DESCRIPTOR(accept4(listener, &native.any, &size, SOCK_NONBLOCK | SOCK_CLOEXEC));
         if (fd >= 0) {
             if (set_connection_options(fd, options) != 0) { /* reset while it waited */
-                close(fd);
+                descriptor_close(fd);
                 continue;
             }
             tune(fd);
             *remote_out = from_native(&native);
             return fd;
         }
-        if (!accept_goes_on(errno)) {
-            return -errno;
+        if (!accept_goes_on(-fd)) {
+            return fd;
         }
     }
 }
@@ -266,15 +267,15 @@ int socket_listen_local(uint16_t port) {
 
 int socket_accept_local(int listener) {
     for (;;) {
-        int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd < 0 && !accept_goes_on(errno)) {
-            return -errno;
+        int fd = DESCRIPTOR(accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC));
+        if (fd < 0 && !accept_goes_on(-fd)) {
+            return fd;
         }
         if (fd >= 0 && is_of_our_user(fd)) {
             return fd;
         }
         if (fd >= 0) { /* one at a time: it is not up to him how long this takes */
-            close(fd);
+            descriptor_close(fd);
             return -ECONNABORTED;
         }
     }
@@ -297,12 +298,12 @@ int socket_connect_local(uint16_t port) {
 bool socket_is_own_address(const struct address *address) {
     union native native;
     socklen_t size = to_native(address, &native);
-    int fd = size > 0 ? socket(native.any.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0) : -1;
+    int fd = size > 0 ? DESCRIPTOR(socket(native.any.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0)) : -1;
     if (fd < 0) {
         return false;
     }
     bool own = connect(fd, &native.any, size) == 0 && socket_is_local(fd);
-    close(fd);
+    descriptor_close(fd);
     return own;
 }
 
@@ -334,17 +335,18 @@ ssize_t socket_receive_descriptor(int fd, void *bytes, size_t size, int *descrip
                              .msg_iovlen = 1,
                              .msg_control = &control,
                              .msg_controllen = CMSG_LEN(sizeof *descriptor_out)};
-    *descriptor_out = -1;
+    int descriptor = -1;
+    descriptors_begin();
     ssize_t received = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (received < 0) {
-        return -errno;
-    }
-    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    ssize_t result = received >= 0 ? received : -errno;
+    struct cmsghdr *header = received >= 0 ? CMSG_FIRSTHDR(&message) : NULL;
     if (header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
-        header->cmsg_len == CMSG_LEN(sizeof *descriptor_out)) {
-        memcpy(descriptor_out, CMSG_DATA(header), sizeof *descriptor_out);
+        header->cmsg_len == CMSG_LEN(sizeof descriptor)) {
+        memcpy(&descriptor, CMSG_DATA(header), sizeof descriptor);
     }
-    return received;
+    descriptor = descriptors_end(descriptor);
+    *descriptor_out = descriptor >= 0 ? descriptor : -1;
+    return result;
 }
 
 /* ---- connections that are there ---- */

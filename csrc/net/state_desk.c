@@ -6,16 +6,17 @@
 #include <unistd.h>
 
 #include "base/check.h"
+#include "net/descriptors.h"
 
 int state_desk_init(struct state_desk *desk, bool serves) {
     *desk = (struct state_desk){.serves = serves};
-    desk->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    desk->wake_fd = DESCRIPTOR(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (desk->wake_fd < 0) {
-        return -errno;
+        return desk->wake_fd;
     }
     int error = pthread_mutex_init(&desk->mutex, NULL);
     if (error != 0) {
-        close(desk->wake_fd);
+        descriptor_close(desk->wake_fd);
     }
     return -error;
 }
@@ -23,14 +24,14 @@ int state_desk_init(struct state_desk *desk, bool serves) {
 /* With the mutex held, or alone. */
 static void turn_visitors_away(struct state_desk *desk) {
     while (desk->visitor_count > 0) {
-        close(desk->visitors[--desk->visitor_count]);
+        descriptor_close(desk->visitors[--desk->visitor_count]);
     }
 }
 
 void state_desk_free(struct state_desk *desk) {
     turn_visitors_away(desk);
     pthread_mutex_destroy(&desk->mutex);
-    close(desk->wake_fd);
+    descriptor_close(desk->wake_fd);
 }
 
 /* ---- the waiting thread ---- */

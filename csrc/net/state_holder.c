@@ -8,6 +8,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "net/descriptors.h"
 #include "net/socket.h"
 
 enum {
@@ -25,7 +26,7 @@ void state_holder_init(struct state_holder *holder, struct poller *poller, const
 static void part(struct state_holder *holder, struct state_visitor *visitor) {
     int fd = visitor->item.fd;
     poller_remove(holder->poller, &visitor->item);
-    close(fd);
+    descriptor_close(fd);
     list_remove(&visitor->node);
     holder->visitor_count--;
     free(visitor);
@@ -42,13 +43,13 @@ void state_holder_admit(struct state_holder *holder, int fd) {
     struct socket_options options = {.user_timeout_ms = holder->timeout_ms};
     if (visitor == NULL || socket_set_options(fd, &options) != 0) {
         free(visitor);
-        close(fd); /* it will come again */
+        descriptor_close(fd); /* it will come again */
         return;
     }
     poll_item_init(&visitor->item, STATE_ITEM_VISITOR);
     if (poller_add(holder->poller, &visitor->item, fd, POLL_EDGE) != 0) {
         free(visitor);
-        close(fd);
+        descriptor_close(fd);
         return;
     }
     list_append(&holder->visitors, &visitor->node);

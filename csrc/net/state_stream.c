@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "net/clock.h"
+#include "net/descriptors.h"
 #include "net/socket.h"
 #include "net/state_fetcher.h"
 
@@ -61,7 +62,7 @@ void fetch_stream_close(struct fetch_stream *stream, const char *why) {
     int fd = stream->item.fd;
     if (fd >= 0) {
         poller_remove(fetcher->poller, &stream->item);
-        close(fd);
+        descriptor_close(fd);
     }
     stream->phase = FETCH_STREAM_FREE; /* what is given back is not for this one */
     give_asks_back(stream);
@@ -87,7 +88,7 @@ void fetch_stream_open(struct fetch_stream *stream, uint16_t source) {
     }
     int error = poller_add(fetcher->poller, &stream->item, fd, POLL_EDGE);
     if (error != 0) {
-        close(fd);
+        descriptor_close(fd);
         fetch_stream_close(stream, strerror(-error));
         return;
     }

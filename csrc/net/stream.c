@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "data/crc32c.h"
 #include "net/clock.h"
+#include "net/descriptors.h"
 #include "net/engine.h"
 #include "net/link.h"
 
@@ -37,7 +38,7 @@ void stream_close(struct stream *stream) {
     if (stream->item.fd >= 0) {
         int fd = stream->item.fd;
         poller_remove(stream->link->set->poller, &stream->item);
-        close(fd);
+        descriptor_close(fd);
     }
     channel_close(&stream->channel);
     free(stream->in.held);
