@@ -125,9 +125,10 @@ pcclResult_t op_start(struct comm *comm, const struct call *call, pcclAsyncReduc
         return pcclOutOfMemory;
     }
     *copy = *call;
-    pcclResult_t result = comm_start_async(comm, copy);
+    uint64_t id = 0;
+    pcclResult_t result = comm_start_async(comm, copy, &id);
     if (result == pcclSuccess) {
-        *handle_out = (pcclAsyncReduceOp_t){.comm = (pcclComm_t *)(void *)comm, .tag = tag};
+        *handle_out = (pcclAsyncReduceOp_t){.comm = (pcclComm_t *)(void *)comm, .tag = tag, .id = id};
     }
     return result;
 }
@@ -143,7 +144,7 @@ pcclResult_t pcclAwaitAsyncReduce(const pcclAsyncReduceOp_t *handle, pcclReduceI
     }
     struct comm *comm = comm_of(handle->comm);
     struct call *call = NULL;
-    result = comm_await_async(comm, handle->tag, &call);
+    result = comm_await_async(comm, handle->tag, handle->id, &call);
     if (call != NULL) {
         fill_info(info_out, call);
         free(call);
@@ -159,7 +160,7 @@ pcclResult_t pcclTestAsyncReduce(const pcclAsyncReduceOp_t *handle, bool *done_o
     }
     pcclResult_t result = public_call_begin(handle->comm, "pcclTestAsyncReduce");
     if (result == pcclSuccess) {
-        result = comm_test_async(comm_of(handle->comm), handle->tag, done_out);
+        result = comm_test_async(comm_of(handle->comm), handle->tag, handle->id, done_out);
         comm_leave(comm_of(handle->comm));
     }
     return result;

@@ -145,8 +145,7 @@ struct window {
     pcclReduceInfo_t info;
 };
 
-/* False if it can't be started now, since the ops of other threads have taken all places. */
-static bool start_next(struct window *window) {
+static void start_next(struct window *window) {
     struct call *call = window->idle[window->idle_count - 1];
     const pcclReduceOpDescriptor_t *descriptor = &window->descriptors[window->next];
     const pcclOpOptions_t options = {.flags = pcclOpRetry};
@@ -157,19 +156,18 @@ static bool start_next(struct window *window) {
         window->op_of[call - window->calls] = window->next++;
         window->idle_count--;
         window->running[window->running_count++] = call;
-        return true;
-    }
-    if (result == pcclRefused && window->running_count > 0) {
-        return false;
+        return;
     }
     window->result = result; /* the last error stands */
     window->ended = true;
-    return false;
 }
 
-/* Such an op fails at all peers, and they go on with the others: so must this one, or they would wait. */
-static bool fails_for_all(uint16_t status) {
-    return status == pcclMismatch || status == pcclTimeout || status == pcclOutOfMemory;
+/* Nobody waits for the rest of the list: this peer is out, or alone, or was never in the op. All else fails
+ * an op at all peers, which may be in other places of the list: unless all go on with the rest, those would
+ * wait for ever that have started more of it. */
+static bool ends_list(uint16_t status) {
+    return status == pcclTooFewPeers || status == pcclMasterConnectionLost || status == pcclEvicted ||
+           status == pcclInvalidUsage;
 }
 
 /* One op has ended: it won't be retried any more. */
@@ -188,7 +186,7 @@ static void end_op(struct window *window, int place) {
         return;
     }
     buffer_free(&call->work);
-    window->ended = window->ended || !fails_for_all(call->status);
+    window->ended = window->ended || ends_list(call->status);
     if (window->result == pcclSuccess) {
         window->result = comm_result(call);
     }
@@ -196,8 +194,8 @@ static void end_op(struct window *window, int place) {
 
 static void run_window(struct window *window) {
     for (;;) {
-        while (!window->ended && window->next < window->count && window->idle_count > 0 &&
-               start_next(window)) {
+        while (!window->ended && window->next < window->count && window->idle_count > 0) {
+            start_next(window);
         }
         if (window->running_count == 0) {
             return;

@@ -130,11 +130,23 @@ class InFlight:
             return operation
 
     def _call(self, function: Any, *arguments: Any) -> None:
-        try:
-            _interrupt.call(function, *arguments)
-        except RefusedError:  # too many in flight: those that are over need not count
-            self.settle()
-            _interrupt.call(function, *arguments)
+        while True:
+            try:
+                _interrupt.call(function, *arguments)
+                return
+            except RefusedError:  # as many as may be have not been awaited
+                known = len(self._by_tag)
+                self.settle()
+                if len(self._by_tag) == known and not self._await_one():
+                    raise
+
+    def _await_one(self) -> bool:
+        """False if there is none. To fail instead would depend on timing, so that only some peers did."""
+        for tag, operation in self._by_tag.items():
+            if operation.handle.comm != ffi.NULL:
+                operation.wait()
+                return self._settle(tag)
+        return False
 
     def settle_some(self) -> None:
         """Await a few, in turn, if they are over."""

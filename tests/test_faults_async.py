@@ -43,26 +43,33 @@ def landed(cluster: Cluster, peers: Sequence[Peer], tags: Sequence[int]) -> list
 # --- one call and its limits ------------------------------------------------------------------------------
 
 
-def test_one_op_too_many_is_refused_at_once_and_does_no_harm():
+def test_more_ops_than_may_be_in_flight_wait_for_a_place():
+    # At other speeds, so that each peer comes to the limit at another op.
     with Cluster(seed=SEED, timeout=10) as cluster:
-        a, b = cluster.form(2)
-        ops = small(range(MAX_OPS))
+        a, b, c = peers = cluster.form(3)
+        tags = range(2 * MAX_OPS)
+        ops = [op | {"retry": op["tag"] % 2 == 0} for op in small(tags)]
         expect_ok([cluster.ask(a, "launch", ops=ops)])
-        for retry in (False, True):
-            one_more = small(range(MAX_OPS, MAX_OPS + 1))[0] | {"retry": retry}
-            for answer in (
-                cluster.ask(a, "launch", ops=[one_more]),
-                cluster.ask(a, "all_reduce", **one_more),
-            ):
-                expect_error([answer], "RefusedError")
-                assert "1024" in answer["text"]
-                assert "await some" in answer["text"]
-        refused = cluster.ask(a, "multiple", ops=[one_more], max_in_flight=1)
-        expect_error([refused], "RefusedError")
-        expect_ok([cluster.ask(b, "launch", ops=ops[::-1])])
-        for op, answers in zip(ops, landed(cluster, [a, b], range(MAX_OPS)), strict=True):
-            cluster.check(answers, [a, b], **op)
-        cluster.reduce([a, b], tag=MAX_OPS)
+        expect_ok([cluster.ask(b, "launch", ops=ops[: MAX_OPS // 2])])
+        blocking = a.tell("all_reduce", **small(range(tags.stop, tags.stop + 1))[0])
+        expect_ok([cluster.ask(c, "launch", ops=ops)])
+        expect_ok([cluster.ask(b, "launch", ops=ops[MAX_OPS // 2 :])])
+        assert blocking.answer is None
+        rest = [peer.tell("all_reduce", **small(range(tags.stop, tags.stop + 1))[0]) for peer in (b, c)]
+        expect_ok(cluster.collect([blocking, *rest]))
+        for op, answers in zip(ops, landed(cluster, peers, tags), strict=True):
+            cluster.check(answers, peers, **op)
+
+
+def test_ops_that_wait_for_a_place_end_with_those_that_have_one():
+    with Cluster(seed=SEED, timeout=1) as cluster:
+        a, b = cluster.form(2)
+        tags = range(MAX_OPS + 100)
+        expect_ok([cluster.ask(a, "launch", ops=small(tags))])
+        cluster.wait_for_log(a.process, r"1024 collectives are in flight, and for .* same order")
+        b.kill()
+        for answers in landed(cluster, [a], tags):
+            expect_error(answers, "PeerLostError", "TooFewPeersError")
 
 
 def test_as_many_as_may_be_are_in_flight_again_and_again():

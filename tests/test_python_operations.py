@@ -141,6 +141,21 @@ def test_closing_fails_what_is_in_flight_and_gives_its_arrays_back(pair) -> None
         assert array.tolist() == list(range(1000))
 
 
+def test_an_op_of_a_peer_that_is_alone_is_refused_when_it_is_started(master) -> None:
+    with Communicator(master.address) as comm:
+        array = numpy.ones(3)
+        for start in (
+            lambda: comm.all_reduce_async(array),
+            lambda: comm.all_reduce_async(array, retry=True),
+            lambda: comm.broadcast_async(array),
+            lambda: comm.all_gather_async(array),
+            lambda: comm.barrier_async(),
+        ):
+            with pytest.raises(pccl.TooFewPeersError, match=r"alone.*update_topology"):
+                start()
+        assert len(comm._in_flight) == 0
+
+
 # --- what a call costs beside the op ----------------------------------------------------------------------
 
 
@@ -254,6 +269,31 @@ def test_a_wrong_op_among_several_is_found_before_anything_is_sent(pair) -> None
     with pytest.raises(TypeError, match="ReduceOpDescriptor"):
         pair[0].all_reduce_multiple_with_retry([ops[0], arrays[1]])
     assert all(array.tolist() == [0, 1, 2, 3, 4] for array in arrays)
+
+
+def test_several_ops_fail_at_all_peers_when_their_results_differ(pair) -> None:
+    arrays = [[numpy.ones(100) for _ in range(10)] for _ in pair]
+    ops = [[described(array, array, tag) for tag, array in enumerate(mine)] for mine in arrays]
+    errors: list[pccl.PCCLError] = []
+
+    def run(i: int, max_in_flight: int) -> None:
+        with pytest.raises(pccl.PCCLError, match=r"written while the op ran.*builds") as caught:
+            pair[i].all_reduce_multiple_with_retry(ops[i], max_in_flight=max_in_flight)
+        errors.append(caught.value)
+
+    first = threading.Thread(target=run, args=(0, 10), daemon=True)
+    first.start()
+    time.sleep(0.3)  # its small arrays are on their way
+    arrays[0][0][:] = 5.0
+    in_threads(lambda: run(1, 1))
+    first.join(PATIENCE)
+    assert not first.is_alive(), "the other has given up the rest of the list"
+    assert [error.result for error in errors] == [Result.INTERNAL_ERROR] * 2
+    assert all(array.tolist() == [1.0] * 100 for array in arrays[1])
+    in_threads(
+        *(lambda i=i: pair[i].all_reduce_multiple_with_retry(ops[i], max_in_flight=1 + 9 * i) for i in (0, 1))
+    )
+    assert arrays[0][1].tolist() == arrays[1][1].tolist() == [2.0] * 100
 
 
 def test_a_tag_that_is_in_flight_fails_several_ops_and_leaves_their_inputs(pair) -> None:

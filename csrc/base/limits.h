@@ -4,9 +4,10 @@
 #define PCCL_BASE_LIMITS_H
 
 enum {
-    MAX_PEERS = 512,   /* of one run, pending ones included */
-    MAX_OPS = 1024,    /* in flight per communicator */
-    MAX_KEPT_OPS = 64, /* returned early and not committed yet, per communicator, beside those */
+    MAX_PEERS = 512,         /* of one run, pending ones included */
+    MAX_OPS = 1024,          /* in flight per communicator; more that are started wait for a place */
+    MAX_STARTED_OPS = 65536, /* async ones per communicator that have not been awaited */
+    MAX_KEPT_OPS = 64,       /* returned early and not committed yet, per communicator, beside those */
     MAX_OP_SLOTS = MAX_OPS + MAX_KEPT_OPS,
     MAX_NUMBERED_TAGS = 256,        /* under which a group's ops are numbered, in one epoch */
     MAX_MASTER_OPS = 8192,          /* open at the master, all groups together */

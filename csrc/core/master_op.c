@@ -102,21 +102,27 @@ static void refuse_more(struct master *master, int group, uint64_t tag) {
     abort_op(master, group, tag, &ending);
 }
 
-/* In a tree each works the sum out for itself. Bits that differ must not reach anybody. */
+/* In a tree each works the sum out for itself. Bits that differ must not reach anybody. What is most likely
+ * is said first. */
+#define WHY_DIFFERENT                                                                                        \
+    "an array was written while the op ran, or their builds of pccl or their machines do not add alike "     \
+    "(for "                                                                                                  \
+    "these, use the ring)"
+
 static void refuse_difference(struct master *master, int group, const struct master_op *op, int a, int b) {
     char first[LABEL_BYTES], second[LABEL_BYTES];
     uint64_t tag = op->tag;
     if (op->returned) { /* to the caller of one of them: it can't fail for all any more */
         master_join_evict(master, b, pcclEvicted,
-                          "its result of the collective with tag %" PRIu64 " is not that of peer %s: their "
-                          "builds of pccl or their machines do not add alike; use the ring",
+                          "its result of the collective with tag %" PRIu64
+                          " is not that of peer %s: " WHY_DIFFERENT,
                           tag, master_label(master, a, first));
         return;
     }
     struct ending ending =
         ending_abort(pcclInternalError,
                      "peers %s and %s have worked out different results of the collective with tag %" PRIu64
-                     ": their builds of pccl or their machines do not add alike; use the ring",
+                     ": " WHY_DIFFERENT,
                      master_label(master, a, first), master_label(master, b, second), tag);
     abort_op(master, group, tag, &ending);
 }

@@ -168,6 +168,7 @@ typedef struct pcclReduceSingleDescriptor_t {
 typedef struct pcclAsyncReduceOp_t {
     pcclComm_t *comm;
     uint64_t tag;
+    uint64_t id; /* which of the ops under this tag; 0, or that of an op with another one: the latest */
 } pcclAsyncReduceOp_t;
 
 typedef struct pcclTensorInfo_t {
@@ -314,9 +315,9 @@ PCCL_EXPORT pcclResult_t pcclOptimizeTopology(const pcclComm_t *comm);
  * other overlaps are refused. On failure sendbuf is as it was. Blocks until the op is committed or has
  * failed; it waits for peers that have not called yet (see straggler_timeout_ms).
  *
- * At most 1024 ops are in flight on a communicator: one more fails at once with pcclRefused, and does no harm
- * to the others. With pcclOpRetry an op never fails with pcclRankConnectionLost, unless its timeout_ms is
- * over.
+ * At most 1024 ops are in flight on a communicator: those beyond wait for the end of others, in the order in
+ * which they were called. With pcclOpRetry an op never fails with pcclRankConnectionLost, unless its
+ * timeout_ms is over.
  *
  * With pcclOpEarlyReturn, equal at all peers, a small op returns as soon as its result is complete here. The
  * others get that result too, from those that have it, whoever dies meanwhile, as long as one of these lives
@@ -331,8 +332,9 @@ PCCL_EXPORT pcclResult_t pcclAllReduceWithOptions(const void *sendbuf, void *rec
                                                   const pcclComm_t *comm,
                                                   pcclReduceInfo_t *PCCL_NULLABLE info_out);
 /* Returns at once. The buffers belong to pccl until the op has ended: they must be there, and must not be
- * touched. Ops in flight have different tags (pcclInvalidUsage); peers may start them in any order. Every
- * handle has to be awaited, and counts as in flight until then. */
+ * touched. Ops in flight have different tags (pcclInvalidUsage); peers may start them in any order, as long
+ * as no more than 1024 are in flight. Every handle has to be awaited: 65536 that have not been are the limit
+ * (pcclRefused). Alone in the group it is pcclTooFewPeers, at once. */
 PCCL_EXPORT pcclResult_t pcclAllReduceAsync(const void *sendbuf, void *recvbuf,
                                             const pcclReduceDescriptor_t *descriptor, const pcclComm_t *comm,
                                             pcclAsyncReduceOp_t *handle_out);
@@ -351,8 +353,9 @@ PCCL_EXPORT pcclResult_t pcclTestAsyncReduce(const pcclAsyncReduceOp_t *handle, 
  * `max_in_flight` (>= 1) of them run at any time; beyond 1024 it makes no difference. Those that a lost peer
  * has failed are retried, until all have succeeded or this peer is alone (pcclTooFewPeers). Unless all have
  * succeeded, every sendbuf is as it was, also in place, where the call needs room for a copy of all inputs.
- * Tags must differ (pcclInvalidArgument). An op that differs among the peers fails at all of them; the
- * others are run all the same, and the call returns the first failure. info_out sums up the bytes. */
+ * Tags must differ (pcclInvalidArgument). An op that fails for another reason, such as calls that differ,
+ * fails at all peers; the others are run all the same, and the call returns the first failure. info_out sums
+ * up the bytes. */
 PCCL_EXPORT pcclResult_t pcclAllReduceMultipleWithRetry(const pcclReduceOpDescriptor_t *descriptors,
                                                         size_t count, const pcclComm_t *comm,
                                                         pcclReduceInfo_t *PCCL_NULLABLE info_out,

@@ -55,6 +55,7 @@ struct call {
     /* The table of calls that can be awaited: under the mutex as well. */
     struct list async_node;
     bool awaited; /* a thread waits for it */
+    uint64_t async_id;
 
     uint64_t number; /* the net thread's */
 };

@@ -334,74 +334,83 @@ bool comm_is_mixture(struct comm *comm, const struct digest *content) {
 
 /* ---- ops ---- */
 
-static pcclResult_t no_place(void) {
-    last_error_set("%d collectives are in flight on this communicator, which is the limit: await some first",
-                   (int)MAX_OPS);
-    return pcclRefused;
-}
-
-/* The call has its place. */
-static pcclResult_t post_op(struct comm *comm, struct call *call) {
+/* What it lacks is told to the net thread: others may wait in the op, so that it has to fail for all. */
+static void take_room(struct comm *comm, struct call *call) {
+    call->kind = PEER_EVENT_OP;
     if (call->work_bytes > 0) {
         call->work = buffer_pool_take(&comm->pool, call->work_bytes);
-        if (call->work.memory == NULL) {
-            last_error_set("out of memory: this op needs %zu bytes of room beside its buffers",
-                           call->work_bytes);
-            return pcclOutOfMemory;
-        }
     }
-    call->kind = PEER_EVENT_OP;
-    if (!mailbox_post(&comm->mailbox, call, call->blocking)) {
+}
+
+static void give_room(struct comm *comm, struct call *call) {
+    if (call->work.memory != NULL) {
         buffer_pool_give(&comm->pool, &call->work, clock_now_ns());
+    }
+}
+
+pcclResult_t comm_post_op(struct comm *comm, struct call *call) {
+    call->blocking = true;
+    take_room(comm, call);
+    if (!mailbox_post(&comm->mailbox, call, true)) {
+        give_room(comm, call);
         return not_connected();
     }
     return pcclSuccess;
 }
 
-pcclResult_t comm_post_op(struct comm *comm, struct call *call) {
-    call->blocking = true;
-    if (!mailbox_take_place(&comm->mailbox)) {
-        return no_place();
-    }
-    pcclResult_t result = post_op(comm, call);
-    if (result != pcclSuccess) {
-        mailbox_free_place(&comm->mailbox);
-    }
-    return result;
-}
-
-pcclResult_t comm_start_async(struct comm *comm, struct call *call) {
-    call->blocking = false;
-    if (!mailbox_take_place(&comm->mailbox)) {
-        free(call);
-        return no_place();
-    }
-    if (!mailbox_add_async(&comm->mailbox, call)) {
-        mailbox_free_place(&comm->mailbox);
+static pcclResult_t start_refused(enum mailbox_start why, uint64_t tag) {
+    switch (why) {
+    case MAILBOX_TAG_TAKEN:
         last_error_set("an async op with tag %" PRIu64 " is under way: await it first, or use another tag",
-                       call->tag);
-        free(call);
+                       tag);
         return pcclInvalidUsage;
+    case MAILBOX_FULL:
+        last_error_set("%d async ops have been started and not awaited on this communicator, which is the "
+                       "limit: await some first",
+                       (int)MAX_STARTED_OPS);
+        return pcclRefused;
+    default:
+        return not_connected();
     }
-    pcclResult_t result = post_op(comm, call);
-    if (result != pcclSuccess) {
-        mailbox_remove_async(&comm->mailbox, call);
-        free(call);
-    }
-    return result;
 }
 
-static pcclResult_t unknown_tag(uint64_t tag) {
-    last_error_set("no async op with tag %" PRIu64 " is to be awaited: it was never started, or was awaited "
-                   "already, or another thread awaits it",
-                   tag);
+/* Nobody could join the op: whoever comes in later does so in a joint call of this peer. */
+static bool is_alone(struct comm *comm) {
+    struct peer_status status;
+    mailbox_get_status(&comm->mailbox, &status);
+    return status.connected && status.world < 2;
+}
+
+pcclResult_t comm_start_async(struct comm *comm, struct call *call, uint64_t *id_out) {
+    if (is_alone(comm)) {
+        free(call);
+        last_error_set("this peer is alone in its group: wait for others to join, then call update_topology");
+        return pcclTooFewPeers;
+    }
+    uint64_t tag = call->tag; /* once it is started, another thread may await and free it */
+    call->blocking = false;
+    take_room(comm, call);
+    enum mailbox_start start = mailbox_start_async(&comm->mailbox, call, id_out);
+    if (start == MAILBOX_STARTED) {
+        return pcclSuccess;
+    }
+    give_room(comm, call);
+    free(call);
+    return start_refused(start, tag);
+}
+
+static pcclResult_t unknown_op(uint64_t tag) {
+    last_error_set(
+        "no such async op with tag %" PRIu64 " is to be awaited: it was never started, or was "
+        "awaited already, or its tag was used again after it had ended, or another thread awaits it",
+        tag);
     return pcclInvalidArgument;
 }
 
-pcclResult_t comm_await_async(struct comm *comm, uint64_t tag, struct call **call_out) {
-    struct call *call = mailbox_claim_async(&comm->mailbox, tag);
+pcclResult_t comm_await_async(struct comm *comm, uint64_t tag, uint64_t id, struct call **call_out) {
+    struct call *call = mailbox_claim_async(&comm->mailbox, tag, id);
     if (call == NULL) {
-        return unknown_tag(tag);
+        return unknown_op(tag);
     }
     comm_wait_any(comm, &call, 1);
     mailbox_remove_async(&comm->mailbox, call);
@@ -409,8 +418,8 @@ pcclResult_t comm_await_async(struct comm *comm, uint64_t tag, struct call **cal
     return comm_result(call);
 }
 
-pcclResult_t comm_test_async(struct comm *comm, uint64_t tag, bool *done_out) {
+pcclResult_t comm_test_async(struct comm *comm, uint64_t tag, uint64_t id, bool *done_out) {
     bool known;
-    *done_out = mailbox_is_async_done(&comm->mailbox, tag, &known);
-    return known ? pcclSuccess : unknown_tag(tag);
+    *done_out = mailbox_is_async_done(&comm->mailbox, tag, id, &known);
+    return known ? pcclSuccess : unknown_op(tag);
 }

@@ -51,8 +51,8 @@ void comm_set_mixture(struct comm *comm, const struct digest *content);
 bool comm_is_mixture(struct comm *comm, const struct digest *content);
 
 /* Hands an op to the net thread: of `call`, what is asked is filled in, the rest is zero. Its `work_bytes` of
- * room are taken here. Unless this succeeds, the call was not made; pcclRefused: as many as may be are in
- * flight. It is to be awaited. */
+ * room are taken here; without them it fails for all, with pcclOutOfMemory. Beyond MAX_OPS it waits for its
+ * turn. Unless this succeeds (pcclInvalidUsage), the call was not made. It is to be awaited. */
 pcclResult_t comm_post_op(struct comm *comm, struct call *call);
 /* Waits until one of the calls is done and returns its place. Asks the interrupt check meanwhile. Their
  * results are in the calls; the last error is not set. */
@@ -60,11 +60,12 @@ int comm_wait_any(struct comm *comm, struct call *const *calls, int count);
 /* The status of a call that is done; sets the last error. */
 pcclResult_t comm_result(const struct call *call);
 
-/* The same for ops that are awaited by tag; each counts as in flight until then. Starting takes over `call`
- * (from malloc), whatever it returns. */
-pcclResult_t comm_start_async(struct comm *comm, struct call *call);
-/* *call_out is done, and the caller's to free; pcclInvalidArgument if there is none with this tag. */
-pcclResult_t comm_await_async(struct comm *comm, uint64_t tag, struct call **call_out);
-pcclResult_t comm_test_async(struct comm *comm, uint64_t tag, bool *done_out);
+/* The same for ops that are awaited by tag and id; id 0 means whichever has the tag. Starting takes over
+ * `call` (from malloc), whatever it returns: pcclTooFewPeers when this peer is alone in its group,
+ * pcclRefused when MAX_STARTED_OPS have not been awaited. */
+pcclResult_t comm_start_async(struct comm *comm, struct call *call, uint64_t *id_out);
+/* *call_out is done, and the caller's to free; pcclInvalidArgument if there is none. */
+pcclResult_t comm_await_async(struct comm *comm, uint64_t tag, uint64_t id, struct call **call_out);
+pcclResult_t comm_test_async(struct comm *comm, uint64_t tag, uint64_t id, bool *done_out);
 
 #endif

@@ -240,7 +240,8 @@ static void begin(struct engine *engine, struct op *op, const struct peer_action
         engine_report(engine, op, REPORT_MISPLACED);
         return;
     }
-    if (!allot_transfer(op, &schedule)) {
+    bool lacks_room = op->call->work_bytes > 0 && op->call->work.memory == NULL;
+    if (lacks_room || !allot_transfer(op, &schedule)) {
         engine_report(engine, op, REPORT_REFUSED);
         return;
     }

@@ -50,6 +50,7 @@ int mailbox_init(struct mailbox *mailbox) {
         return -ENOMEM;
     }
     list_init(&mailbox->posted);
+    list_init(&mailbox->queued);
     for (int i = 0; i < ASYNC_BUCKETS; i++) {
         list_init(&mailbox->async[i]);
     }
@@ -57,7 +58,7 @@ int mailbox_init(struct mailbox *mailbox) {
 }
 
 void mailbox_free(struct mailbox *mailbox) {
-    CHECK(list_is_empty(&mailbox->posted) && !mailbox->open);
+    CHECK(list_is_empty(&mailbox->posted) && list_is_empty(&mailbox->queued) && !mailbox->open);
     for (int i = 0; i < ASYNC_BUCKETS; i++) {
         while (!list_is_empty(&mailbox->async[i])) {
             struct call *call = LIST_ENTRY(mailbox->async[i].next, struct call, async_node);
@@ -88,18 +89,6 @@ static void wake(int fd) {
     CHECK(written == (ssize_t)sizeof one || errno == EAGAIN); /* EAGAIN: it is awake all the more */
 }
 
-bool mailbox_take_place(struct mailbox *mailbox) {
-    unsigned taken = atomic_load(&mailbox->op_count);
-    while (taken < MAX_OPS && !atomic_compare_exchange_weak(&mailbox->op_count, &taken, taken + 1)) {
-    }
-    return taken < MAX_OPS;
-}
-
-void mailbox_free_place(struct mailbox *mailbox) {
-    unsigned taken = atomic_fetch_sub(&mailbox->op_count, 1);
-    CHECK(taken > 0);
-}
-
 /* With the mutex held. True if the net thread has to be signalled. */
 static bool recall_parked(struct mailbox *mailbox) {
     bool parked = mailbox->driver == DRIVER_NOBODY;
@@ -109,24 +98,39 @@ static bool recall_parked(struct mailbox *mailbox) {
     return parked;
 }
 
+/* What the net thread has to be told after a call was posted, and the mutex let go of. */
+struct news {
+    bool wake, recall;
+};
+
+/* With the mutex held, of a mailbox that is open. */
+static struct news post(struct mailbox *mailbox, struct call *call, bool waits) {
+    struct news news = {.wake = mailbox->asleep, .recall = !waits && recall_parked(mailbox)};
+    list_append(&mailbox->posted, &call->node);
+    mailbox->asleep = false;
+    return news;
+}
+
+static void tell(struct mailbox *mailbox, struct news news) {
+    if (news.wake) {
+        wake(mailbox->wake_fd);
+    }
+    if (news.recall) {
+        pthread_cond_signal(&mailbox->recall.wake);
+    }
+}
+
 bool mailbox_post(struct mailbox *mailbox, struct call *call, bool waits) {
     atomic_init(&call->done, false);
     call->waiter = NULL;
+    struct news news = {0};
     pthread_mutex_lock(&mailbox->mutex);
     bool open = mailbox->open;
-    bool must_wake = open && mailbox->asleep;
-    bool must_recall = open && !waits && recall_parked(mailbox);
     if (open) {
-        list_append(&mailbox->posted, &call->node);
-        mailbox->asleep = false;
+        news = post(mailbox, call, waits);
     }
     pthread_mutex_unlock(&mailbox->mutex);
-    if (must_wake) {
-        wake(mailbox->wake_fd);
-    }
-    if (must_recall) {
-        pthread_cond_signal(&mailbox->recall.wake);
-    }
+    tell(mailbox, news);
     return open;
 }
 
@@ -256,15 +260,21 @@ void mailbox_hand_back(struct mailbox *mailbox, uint64_t until_ns) {
 /* ---- calls by tag, under the mutex ---- */
 
 static struct list *bucket_of(struct mailbox *mailbox, uint64_t tag) {
-    return &mailbox->async[(tag * UINT64_C(0x9e3779b97f4a7c15)) >> 56]; /* 8 bits: ASYNC_BUCKETS */
+    return &mailbox->async[(tag * UINT64_C(0x9e3779b97f4a7c15)) >> 54]; /* 10 bits: ASYNC_BUCKETS */
 }
 
-static struct call *find_async(struct mailbox *mailbox, uint64_t tag) {
+/* An id says which tag it belongs to: some programs have one handle and write tag after tag into it. */
+static uint64_t id_of(uint64_t tag, uint32_t number) {
+    return (uint64_t)number << 32 | (uint32_t)tag;
+}
+
+static struct call *find_async(struct mailbox *mailbox, uint64_t tag, uint64_t id) {
+    bool any = id == 0 || (uint32_t)id != (uint32_t)tag;
     struct list *bucket = bucket_of(mailbox, tag);
     for (struct list *node = bucket->next; node != bucket; node = node->next) {
         struct call *call = LIST_ENTRY(node, struct call, async_node);
-        if (call->tag == tag) {
-            return call;
+        if (call->tag == tag) { /* there is one at most */
+            return any || call->async_id == id ? call : NULL;
         }
     }
     return NULL;
@@ -272,31 +282,49 @@ static struct call *find_async(struct mailbox *mailbox, uint64_t tag) {
 
 static void forget_async(struct mailbox *mailbox, struct call *call) {
     list_remove(&call->async_node);
-    mailbox_free_place(mailbox);
+    mailbox->async_count--;
 }
 
-bool mailbox_add_async(struct mailbox *mailbox, struct call *call) {
-    list_init(&call->async_node);
+/* With the mutex held. MAILBOX_STARTED if nothing is in the way of the call. */
+static enum mailbox_start check_start(const struct mailbox *mailbox, const struct call *former) {
+    if (!mailbox->open) {
+        return MAILBOX_SHUT;
+    }
+    if (former != NULL && (former->awaited || !atomic_load(&former->done))) {
+        return MAILBOX_TAG_TAKEN;
+    }
+    return mailbox->async_count - (former != NULL) < MAX_STARTED_OPS ? MAILBOX_STARTED : MAILBOX_FULL;
+}
+
+enum mailbox_start mailbox_start_async(struct mailbox *mailbox, struct call *call, uint64_t *id) {
+    atomic_init(&call->done, false);
+    call->waiter = NULL;
     call->awaited = false;
+    list_init(&call->async_node);
+    struct news news = {0};
     pthread_mutex_lock(&mailbox->mutex);
-    struct call *former = find_async(mailbox, call->tag);
-    bool free_tag = former == NULL || (!former->awaited && atomic_load(&former->done));
-    if (free_tag) {
+    struct call *former = find_async(mailbox, call->tag, 0);
+    enum mailbox_start start = check_start(mailbox, former);
+    if (start == MAILBOX_STARTED) {
         if (former != NULL) {
             forget_async(mailbox, former);
         }
+        *id = call->async_id = id_of(call->tag, ++mailbox->async_number);
+        mailbox->async_count++;
         list_append(bucket_of(mailbox, call->tag), &call->async_node);
+        news = post(mailbox, call, false);
     }
     pthread_mutex_unlock(&mailbox->mutex);
-    if (free_tag) {
+    tell(mailbox, news);
+    if (start == MAILBOX_STARTED) {
         free(former);
     }
-    return free_tag;
+    return start;
 }
 
-struct call *mailbox_claim_async(struct mailbox *mailbox, uint64_t tag) {
+struct call *mailbox_claim_async(struct mailbox *mailbox, uint64_t tag, uint64_t id) {
     pthread_mutex_lock(&mailbox->mutex);
-    struct call *call = find_async(mailbox, tag);
+    struct call *call = find_async(mailbox, tag, id);
     if (call != NULL && call->awaited) {
         call = NULL;
     }
@@ -313,9 +341,9 @@ void mailbox_remove_async(struct mailbox *mailbox, struct call *call) {
     pthread_mutex_unlock(&mailbox->mutex);
 }
 
-bool mailbox_is_async_done(struct mailbox *mailbox, uint64_t tag, bool *known) {
+bool mailbox_is_async_done(struct mailbox *mailbox, uint64_t tag, uint64_t id, bool *known) {
     pthread_mutex_lock(&mailbox->mutex);
-    const struct call *call = find_async(mailbox, tag);
+    const struct call *call = find_async(mailbox, tag, id);
     *known = call != NULL;
     bool done = call != NULL && atomic_load(&call->done);
     pthread_mutex_unlock(&mailbox->mutex);
@@ -337,17 +365,46 @@ void mailbox_woken(struct mailbox *mailbox) {
     CHECK(size == (ssize_t)sizeof count || errno == EAGAIN || errno == EINTR);
 }
 
+/* With the mutex held. */
+static void take(struct mailbox *mailbox, struct list *node, struct list *calls) {
+    mailbox->op_count += LIST_ENTRY(node, struct call, node)->kind == PEER_EVENT_OP;
+    list_remove(node);
+    list_append(calls, node);
+}
+
 void mailbox_shut(struct mailbox *mailbox, struct list *calls) {
     pthread_mutex_lock(&mailbox->mutex);
     mailbox->open = false;
-    list_append_all(calls, &mailbox->posted);
+    while (!list_is_empty(&mailbox->queued)) {
+        take(mailbox, mailbox->queued.next, calls);
+    }
+    while (!list_is_empty(&mailbox->posted)) {
+        take(mailbox, mailbox->posted.next, calls);
+    }
     pthread_mutex_unlock(&mailbox->mutex);
 }
 
-bool mailbox_collect(struct mailbox *mailbox, struct list *calls, bool may_sleep) {
+/* With the mutex held. */
+static void take_posted(struct mailbox *mailbox, struct list *calls) {
+    while (!list_is_empty(&mailbox->queued) && mailbox->op_count < MAX_OPS) {
+        take(mailbox, mailbox->queued.next, calls);
+    }
+    while (!list_is_empty(&mailbox->posted)) {
+        struct list *node = mailbox->posted.next;
+        if (LIST_ENTRY(node, struct call, node)->kind == PEER_EVENT_OP && mailbox->op_count >= MAX_OPS) {
+            list_remove(node);
+            list_append(&mailbox->queued, node);
+        } else {
+            take(mailbox, node, calls);
+        }
+    }
+}
+
+bool mailbox_collect(struct mailbox *mailbox, struct list *calls, bool may_sleep, bool *ops_wait) {
     pthread_mutex_lock(&mailbox->mutex);
-    mailbox->asleep = may_sleep && list_is_empty(&mailbox->posted) && !mailbox->stop;
-    list_append_all(calls, &mailbox->posted);
+    take_posted(mailbox, calls);
+    *ops_wait = !list_is_empty(&mailbox->queued);
+    mailbox->asleep = may_sleep && list_is_empty(calls) && !mailbox->stop;
     bool stop = mailbox->stop;
     pthread_mutex_unlock(&mailbox->mutex);
     return stop;
@@ -381,9 +438,7 @@ void mailbox_complete(struct mailbox *mailbox, struct call *call) {
     pthread_mutex_lock(&mailbox->mutex);
     struct waiter *waiter = call->waiter;
     bool abandoned = call->abandoned;
-    if (call->kind == PEER_EVENT_OP && call->blocking) {
-        mailbox_free_place(mailbox);
-    }
+    mailbox->op_count -= call->kind == PEER_EVENT_OP;
     atomic_store_explicit(&call->done, true, memory_order_release); /* from here on it may be gone */
     pthread_mutex_unlock(&mailbox->mutex);
     if (waiter != NULL) {

@@ -24,7 +24,7 @@ struct waiter {
 };
 
 enum {
-    ASYNC_BUCKETS = 256,
+    ASYNC_BUCKETS = 1024,
     /* How long the loop is parked after a blocking call, at the most, and how often the net thread looks
      * whether guests still come: longer than what programs do between the ops of a burst, so rarely that it
      * takes no time from them, and so short that what arrives meanwhile may wait. */
@@ -42,6 +42,8 @@ enum driver {
 struct mailbox {
     pthread_mutex_t mutex;
     struct list posted; /* calls on their way to the net thread */
+    struct list queued; /* ops that wait for one of MAX_OPS places, in order */
+    uint32_t op_count;  /* places that are taken: by ops that the net thread has */
     bool open;          /* there is a net thread that takes them */
     bool stop;          /* it is to end */
     bool asleep;        /* it has to be woken */
@@ -54,7 +56,8 @@ struct mailbox {
     struct waiter spare; /* shared by those that found no memory for one of their own */
     struct peer_status status;
     struct list async[ASYNC_BUCKETS]; /* calls that can be awaited, by tag */
-    atomic_uint op_count;             /* places of MAX_OPS that are taken */
+    uint32_t async_count;
+    uint32_t async_number; /* of the latest */
 };
 
 /* 0 or a negative errno value. */
@@ -64,10 +67,6 @@ void mailbox_free(struct mailbox *mailbox);
 
 /* ---- users' threads ---- */
 
-/* An op has a place before it is posted: a blocking one until it is done, an async one until it has been
- * taken out of the table by tag. False if all are taken. */
-bool mailbox_take_place(struct mailbox *mailbox);
-void mailbox_free_place(struct mailbox *mailbox);
 /* False if no net thread takes calls. Else `call` is the net thread's until it is done. `waits`: the caller
  * goes on to comm_wait_any(), so that a parked loop need not be woken for it. */
 bool mailbox_post(struct mailbox *mailbox, struct call *call, bool waits);
@@ -86,27 +85,37 @@ struct peer_loop *mailbox_take_over(struct mailbox *mailbox);
 /* Ends that. The loop is parked until `until_ns`; 0, or a call that was posted: the net thread goes on. */
 void mailbox_hand_back(struct mailbox *mailbox, uint64_t until_ns);
 
-/* Calls by tag. Adding gives the call to the mailbox; a finished one with its tag that nobody awaited is
- * replaced. False if one with this tag is not done yet. */
-bool mailbox_add_async(struct mailbox *mailbox, struct call *call);
-/* NULL if there is none, or another thread awaits it. The caller alone may wait for it from now on. */
-struct call *mailbox_claim_async(struct mailbox *mailbox, uint64_t tag);
-/* After mailbox_claim_async(), or if it was never posted: takes it out, and frees its place; the call is the
- * caller's to free once it is done. */
+enum mailbox_start {
+    MAILBOX_STARTED,
+    MAILBOX_SHUT,      /* no net thread takes calls */
+    MAILBOX_TAG_TAKEN, /* the op before under its tag is not done yet */
+    MAILBOX_FULL,      /* MAX_STARTED_OPS have not been awaited */
+};
+
+/* Posts a call that can be awaited from then on, in one step: nobody finds it before it is posted. A finished
+ * one with its tag that nobody has awaited is replaced. Once it is started, it is the mailbox's; `*id` tells
+ * it from those under its tag before and after. */
+enum mailbox_start mailbox_start_async(struct mailbox *mailbox, struct call *call, uint64_t *id);
+/* NULL if there is none with this tag and id (0, or one of another tag: any), or if another thread awaits it.
+ * The caller alone may wait for it from now on. */
+struct call *mailbox_claim_async(struct mailbox *mailbox, uint64_t tag, uint64_t id);
+/* After mailbox_claim_async(): takes it out; the call is the caller's to free once it is done. */
 void mailbox_remove_async(struct mailbox *mailbox, struct call *call);
-/* Whether the call with this tag is done; false in *known if there is none. */
-bool mailbox_is_async_done(struct mailbox *mailbox, uint64_t tag, bool *known);
+/* Whether that call is done; false in *known if there is none. */
+bool mailbox_is_async_done(struct mailbox *mailbox, uint64_t tag, uint64_t id, bool *known);
 
 /* ---- the net thread ---- */
 
 void mailbox_open(struct mailbox *mailbox);
 /* Makes `wake_fd` unreadable again. */
 void mailbox_woken(struct mailbox *mailbox);
-/* No calls are taken from now on; those on their way are moved to `calls`. */
+/* No calls are taken from now on; those on their way, and those that wait for a place, are moved to `calls`.
+ */
 void mailbox_shut(struct mailbox *mailbox, struct list *calls);
-/* Moves what was posted to `calls`. If that is nothing and `may_sleep`, the next one to post makes
- * `wake_fd` readable. Returns whether the thread is to end. */
-bool mailbox_collect(struct mailbox *mailbox, struct list *calls, bool may_sleep);
+/* Moves what was posted to `calls`, but for ops beyond MAX_OPS: these follow, in order, in a later call, once
+ * others have been completed; *ops_wait says so. If that is nothing and `may_sleep`, the next one to post
+ * makes `wake_fd` readable. Returns whether the thread is to end. */
+bool mailbox_collect(struct mailbox *mailbox, struct list *calls, bool may_sleep, bool *ops_wait);
 /* Lets guests drive `loop`; returns when the caller has to do it again: from `until_ns` on, or sooner if
  * there is work that nobody else does. */
 void mailbox_park(struct mailbox *mailbox, struct peer_loop *loop, uint64_t until_ns);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/check.h"
+#include "base/log.h"
 #include "ccoip.h"
 #include "net/clock.h"
 #include "net/socket.h"
@@ -153,7 +154,14 @@ static void pass_report(struct peer_loop *loop, struct call *call) {
 static bool collect_calls(struct peer_loop *loop, bool may_sleep, bool *stop) {
     struct list calls;
     list_init(&calls);
-    *stop = mailbox_collect(loop->mailbox, &calls, may_sleep);
+    bool ops_wait;
+    *stop = mailbox_collect(loop->mailbox, &calls, may_sleep, &ops_wait);
+    if (!ops_wait) {
+        loop->crowded_until_ns = UINT64_MAX;
+    } else if (loop->crowded_until_ns == UINT64_MAX) {
+        loop->crowded_since_ns = clock_now_ns();
+        loop->crowded_until_ns = loop->crowded_since_ns + loop->options.hello.timeout_ms * NS_PER_MS;
+    }
     bool any = !list_is_empty(&calls);
     while (!list_is_empty(&calls)) {
         struct call *call = LIST_ENTRY(calls.next, struct call, node);
@@ -329,6 +337,15 @@ static uint64_t tick(struct peer_loop *loop) {
         struct peer_event event = {.kind = PEER_EVENT_TICK};
         step(loop, &event);
     }
+    if (now_ns >= loop->crowded_until_ns) {
+        uint64_t waited_ns = now_ns - loop->crowded_since_ns;
+        log_line(
+            LOG_WARN, loop->who,
+            "%d collectives are in flight, and for %.1f s others have waited for a place among them: do all "
+            "peers start theirs in the same order?",
+            (int)MAX_OPS, (double)waited_ns / 1e9);
+        loop->crowded_until_ns = now_ns + waited_ns;
+    }
     if (now_ns >= loop->pool_deadline_ns) {
         uint64_t oldest_ns = buffer_pool_trim(loop->pool, now_ns - pool_idle_ns);
         loop->pool_deadline_ns = oldest_ns == UINT64_MAX ? UINT64_MAX : oldest_ns + pool_idle_ns + 1;
@@ -351,6 +368,7 @@ static uint64_t idle_ns(const struct peer_loop *loop, uint64_t now_ns) {
     deadline = earlier(deadline, listener_deadline(&loop->listener));
     deadline = earlier(deadline, dial_deadline(&loop->dial));
     deadline = earlier(deadline, loop->pool_deadline_ns);
+    deadline = earlier(deadline, loop->crowded_until_ns);
     if (deadline == UINT64_MAX) {
         return UINT64_MAX;
     }
@@ -512,6 +530,7 @@ int peer_loop_start(const struct peer_loop_options *options, struct mailbox *mai
     loop->mailbox = mailbox;
     loop->pool = pool;
     loop->pool_deadline_ns = UINT64_MAX;
+    loop->crowded_until_ns = UINT64_MAX;
     list_init(&loop->retries);
     sharing_init(&loop->sharing, options->data_threads);
     loop->poller.fd = -1;

@@ -63,6 +63,8 @@ struct peer_loop {
     uint64_t last_number;
     struct list retries; /* calls whose op a lost peer has failed, to be started again */
     bool answered;       /* a blocking call has ended in this turn: the next may come soon */
+    uint64_t crowded_since_ns, crowded_until_ns; /* ops wait for places of MAX_OPS; until this is said next,
+                                                    or UINT64_MAX if none do */
     uint64_t pool_deadline_ns;
 };
 
