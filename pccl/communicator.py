@@ -439,8 +439,8 @@ class Communicator(Collectives):
         succeeded, all inputs are as they were, those of ops in place too: that takes a copy of them.
 
         All peers pass the same list; its tags must differ (InvalidArgumentError). An op that fails for
-        another reason than a lost peer, such as calls that differ, fails at all of them; the others are run all
-        the same, and the first failure is raised. The bytes of the ReduceInfo are sums."""
+        another reason than a lost peer, such as calls that differ, fails at all of them; the others are run
+        all the same, and the first failure is raised. The bytes of the ReduceInfo are sums."""
         descriptors = list(descriptors)  # holds the arrays
         integer(max_in_flight, 1, 2**31 - 1, "max_in_flight")
         items = ffi.new("pcclReduceOpDescriptor_t[]", len(descriptors))
