@@ -111,26 +111,77 @@ static pcclResult_t check_params(const pcclCommCreateParams_t *params) {
 /* NULL, or what is wrong with it. */
 static const char *check_master(const ccoip_socket_address_t *from, struct address *to) {
     if (!address_from_public(from, to)) {
-        return "is neither inetIPv4 nor inetIPv6";
+        return "it is neither inetIPv4 nor inetIPv6";
     }
-    return to->port == 0 ? "has no port" : NULL;
+    const char *unusable = address_unusable(to);
+    struct address any = {.family = to->family};
+    if (unusable != NULL &&
+        memcmp(any.bytes, to->bytes, sizeof any.bytes) != 0) { /* 0.0.0.0 means this machine */
+        return unusable;
+    }
+    return to->port == 0 ? "it has no port" : NULL;
+}
+
+/* "host", "host:port", "::1", "[::1]:port"; port 0 if there is none. False: it is none of these. */
+static bool split_host(const char *text, char host[MAX_HOST_BYTES + 1], uint16_t *port_out) {
+    size_t length = strlen(text);
+    const char *end = text + length, *digits = NULL;
+    if (text[0] == '[') {
+        end = strchr(text, ']');
+        if (end == NULL || (end[1] != '\0' && end[1] != ':')) {
+            return false;
+        }
+        digits = end[1] == ':' ? end + 2 : NULL;
+        text++;
+    } else if (strchr(text, ':') != NULL && strchr(text, ':') == strrchr(text, ':')) {
+        end = strchr(text, ':');
+        digits = end + 1;
+    }
+    size_t size = (size_t)(end - text);
+    if (size == 0 || size > MAX_HOST_BYTES) {
+        return false;
+    }
+    memcpy(host, text, size);
+    host[size] = '\0';
+    *port_out = 0;
+    if (digits == NULL) {
+        return true;
+    }
+    size_t count = strspn(digits, "0123456789");
+    unsigned long port = count >= 1 && count <= 5 && digits[count] == '\0' ? strtoul(digits, NULL, 10) : 0;
+    *port_out = (uint16_t)(port <= UINT16_MAX ? port : 0);
+    return *port_out != 0;
+}
+
+/* What the caller says, else the environment; family and port stay 0 if neither does. */
+static pcclResult_t fill_advertised(const pcclCommCreateParams_t *params, struct address *address_out) {
+    const char *text = params->advertise_host, *what = "the advertised host";
+    if (text == NULL) {
+        text = getenv("PCCL_ADVERTISE");
+        what = "PCCL_ADVERTISE";
+        if (text == NULL || text[0] == '\0') {
+            return pcclSuccess;
+        }
+    }
+    char host[MAX_HOST_BYTES + 1];
+    uint16_t port;
+    const char *error = split_host(text, host, &port) ? socket_resolve(host, port, address_out)
+                                                      : "write a host, or host:port";
+    if (error == NULL) {
+        return pcclSuccess;
+    }
+    last_error_set(CREATE ": %s \"%.255s\" is no address that other peers can connect to: %s", what, text,
+                   error);
+    return pcclInvalidArgument;
 }
 
 static pcclResult_t fill_addresses(const pcclCommCreateParams_t *params, struct peer_loop_options *options) {
     options->master.count = 1;
     const char *error = check_master(&params->master_address, &options->master.addresses[0]);
     if (error != NULL) {
-        return refuse("master_address", error);
+        return refuse("master_address:", error);
     }
-    if (params->advertise_host != NULL) {
-        error = socket_resolve(params->advertise_host, 0, &options->hello.listen);
-        if (error != NULL) {
-            last_error_set(CREATE ": advertise_host \"%.255s\" is no address: %s", params->advertise_host,
-                           error);
-            return pcclInvalidArgument;
-        }
-    }
-    return pcclSuccess;
+    return fill_advertised(params, &options->hello.listen);
 }
 
 /* What the caller says, else the environment; 0: neither does. */
@@ -346,7 +397,7 @@ static pcclResult_t set_master(struct comm *comm, const ccoip_socket_address_t *
     for (size_t i = 0; i < count; i++) {
         const char *error = check_master(&addresses[i], &place.addresses[place.count++]);
         if (error != NULL) {
-            last_error_set(SET_MASTER ": address %zu %s", i, error);
+            last_error_set(SET_MASTER ": address %zu: %s", i, error);
             return pcclInvalidArgument;
         }
     }

@@ -113,7 +113,9 @@ class Communicator(Collectives):
         as lost.
     straggler_timeout: seconds to wait for a peer that has not called yet; None: no bound.
     name: shown in logs and errors.
-    advertise: IP address or host name that others reach this peer by; None: the one the master sees.
+    advertise: "host", "host:port" or "[IPv6]:port" that other peers reach this one by; None: PCCL_ADVERTISE,
+        else the address from which it comes to the master. It is needed where others can't connect to that
+        one (NAT, containers). A name is looked up here, once.
     port: to listen on; None: the first free one from 48149 up.
     data_threads: that move and reduce the bytes of large ops, at most 16; None: PCCL_DATA_THREADS of the
         environment, else as many as cores and load allow.

@@ -1,5 +1,6 @@
 """Addresses, ports and names, as users give them: what can't work is refused with a sentence that helps."""
 
+import contextlib
 import os
 import socket
 import threading
@@ -219,3 +220,94 @@ def test_link_local_addresses_are_refused_at_once(names) -> None:
                 make(f"[{host}]:48148")
     names["master.test"] = ["fe80::1%lo"]
     assert "link-local" in failure("master.test:1")
+
+
+# --- the address that a peer advertises ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("0.0.0.0", "stands for all addresses"),
+        ("::", "stands for all addresses"),
+        ("[::]:48149", "stands for all addresses"),
+        ("224.0.0.1", "multicast"),
+        ("ff02::1", "multicast"),
+        ("255.255.255.255", "broadcast"),
+        ("fe80::1", "link-local"),
+        ("fe80::1%lo", "link-local"),
+        ("no.such.host.invalid", "no address"),
+        ("10.0.0.1:", "host:port"),
+        ("10.0.0.1:0", "host:port"),
+        ("10.0.0.1:65536", "host:port"),
+        ("10.0.0.1:port", "host:port"),
+        ("[::1", "host:port"),
+        ("[::1]48149", "host:port"),
+        (":48149", "host:port"),
+        ("", "host:port"),
+        ("h" * 300, "host:port"),
+    ],
+)
+def test_an_address_that_nobody_can_connect_to_is_not_advertised(host, why, monkeypatch) -> None:
+    with pytest.raises(pccl.InvalidArgumentError, match=why) as raised:
+        Communicator("127.0.0.1:48148", advertise=host)
+    assert host[:100] in str(raised.value)
+    if host:
+        monkeypatch.setenv("PCCL_ADVERTISE", host)
+        with pytest.raises(pccl.InvalidArgumentError, match=f"PCCL_ADVERTISE.*{why}"):
+            Communicator("127.0.0.1:48148")
+
+
+def test_what_is_advertised_may_have_a_port(monkeypatch) -> None:
+    for host in (
+        "10.0.0.1",
+        "10.0.0.1:50000",
+        "2001:db8::1",
+        "[2001:db8::1]",
+        "[2001:db8::1]:50000",
+        "localhost",
+    ):
+        Communicator("127.0.0.1:48148", advertise=host)
+        monkeypatch.setenv("PCCL_ADVERTISE", host)
+        Communicator("127.0.0.1:48148")
+    monkeypatch.setenv("PCCL_ADVERTISE", "0.0.0.0")
+    Communicator("127.0.0.1:48148", advertise="10.0.0.1")  # which comes first
+
+
+def test_others_connect_to_what_is_advertised(master, monkeypatch) -> None:
+    """Through a port that is forwarded, as behind NAT: nobody knows the one that the peer listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as forwarder:
+        where = f"127.0.0.1:{forwarder.getsockname()[1]}"
+        forwarder.settimeout(60)
+        first = Communicator(master.address, timeout=2.0)
+        monkeypatch.setenv("PCCL_ADVERTISE", where)
+        second = Communicator(master.address, timeout=2.0, name="behind")
+        monkeypatch.delenv("PCCL_ADVERTISE")
+        first.connect()
+
+        def join() -> None:
+            with contextlib.suppress(pccl.PCCLError):
+                second.connect(1)
+
+        def admit() -> None:
+            with contextlib.suppress(pccl.PCCLError):
+                while not first.are_peers_pending():
+                    pass
+                first.update_topology()
+
+        threads = [threading.Thread(target=call, daemon=True) for call in (join, admit)]
+        for thread in threads:
+            thread.start()
+        connection, _ = forwarder.accept()  # somebody dials it
+        connection.close()
+        for peer in (second, first):
+            peer.close()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_an_address_of_the_master_that_is_none_is_refused() -> None:
+    for host in ("224.0.0.1", "255.255.255.255", "[ff02::1]"):
+        with pytest.raises(pccl.InvalidArgumentError, match=r"multicast|broadcast"):
+            Communicator(f"{host}:48148", timeout=0.2).connect(1)

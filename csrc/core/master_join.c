@@ -115,6 +115,12 @@ static int find_free_slot(const struct master *master) {
     return NO_SLOT;
 }
 
+/* What a peer says of itself counts, unless nobody could connect there: loopback is right only if the peer
+ * comes to the master by loopback too. Then it is where it comes from. */
+static bool can_be_reached_by(const struct address *listen, const struct address *remote) {
+    return address_unusable(listen) == NULL && (!address_is_loopback(listen) || address_is_loopback(remote));
+}
+
 static void seat(struct master *master, int slot, const struct master_event *event) {
     const struct message_hello *hello = &event->message->as.hello;
     struct slot *peer = &master->slots[slot];
@@ -126,7 +132,7 @@ static void seat(struct master *master, int slot, const struct master_event *eve
                           .last_heard_ns = master->now_ns,
                           .order = ++master->last_order};
     peer->address = hello->listen;
-    if (peer->address.family == ADDRESS_NONE) {
+    if (!can_be_reached_by(&hello->listen, &event->remote)) {
         peer->address = event->remote;
         peer->address.port = hello->listen.port;
     }
@@ -171,6 +177,10 @@ void master_join_hello(struct master *master, const struct master_event *event) 
     master_log(master, "peer %s asks to join group %" PRIu32 "; it listens on %s",
                master_label(master, slot, label), hello->group,
                address_text(&master->slots[slot].address, where));
+    if (hello->listen.family != ADDRESS_NONE && !can_be_reached_by(&hello->listen, &event->remote)) {
+        master_log(master, "peer %s advertised %s, which others can't reach", label,
+                   address_text(&hello->listen, where));
+    }
     master_settle(master);
 }
 

@@ -115,9 +115,12 @@ typedef struct pcclCommCreateParams_t {
     uint32_t timeout_ms;           /* silence or stall of what ought to move; 0: 10000, at least 100 */
     uint32_t straggler_timeout_ms; /* how long to wait for a peer that has not called yet; 0: no bound */
     const char *name;              /* shown in logs and errors, at most 63 bytes; copied */
-    const char *advertise_host;    /* IP address or host name that others reach this peer by; copied */
-    uint16_t listen_port;          /* 0: the first free one from 48149 up */
-    const uint8_t *secret;         /* not supported yet: must be NULL */
+    /* "host", "host:port" or "[IPv6]:port" that other peers reach this one by, if that is not where its
+     * connection to the master comes from; a name is looked up here, once. NULL: PCCL_ADVERTISE, else none.
+     */
+    const char *advertise_host;
+    uint16_t listen_port;  /* 0: the first free one from 48149 up */
+    const uint8_t *secret; /* not supported yet: must be NULL */
     size_t secret_size;
     uint32_t flags;        /* of pcclCommFlags_t */
     uint32_t data_threads; /* for large ops, at most 16; 0: PCCL_DATA_THREADS, else as many as are best */

@@ -491,8 +491,11 @@ static void tick_building(struct link *link, uint64_t now_ns) {
             link_fail(link, "%u of %u streams came within %.1f s", (unsigned)link->open_streams,
                       (unsigned)link->stream_count, seconds);
         } else {
-            link_fail(link, "%u of %u streams could be made within %.1f s%s%s", (unsigned)link->open_streams,
-                      (unsigned)link->stream_count, seconds, last[0] == '\0' ? "" : "; ", last);
+            char address[ADDRESS_TEXT_BYTES];
+            link_fail(link, "%u of %u streams to %s could be made within %.1f s%s%s",
+                      (unsigned)link->open_streams, (unsigned)link->stream_count,
+                      address_text(&link->member.address, address), seconds, last[0] == '\0' ? "" : "; ",
+                      last);
         }
         return;
     }

@@ -514,7 +514,9 @@ static int open_sockets(struct peer_loop *loop, const char **what) {
 
 static void init_machine(struct peer_loop *loop) {
     struct peer_options options = {.hello = loop->options.hello};
-    options.hello.listen.port = listener_port(&loop->listener);
+    if (options.hello.listen.port == 0) { /* no other one is advertised */
+        options.hello.listen.port = listener_port(&loop->listener);
+    }
     snprintf(loop->who, sizeof loop->who, "%s", options.hello.name[0] != '\0' ? options.hello.name : "peer");
     peer_init(loop->machine, &options, peer_loop_perform, loop);
 }

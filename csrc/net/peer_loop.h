@@ -22,7 +22,7 @@
 
 struct peer_loop_options {
     struct dial_place master;   /* unless a call of connect says otherwise */
-    struct message_hello hello; /* `listen.port` is filled in */
+    struct message_hello hello; /* `listen.port` 0: filled in */
     uint16_t listen_port;       /* 0: the first free one from the default up */
     bool tcp_only;              /* no links through memory */
     uint32_t data_threads;      /* at most MAX_DATA_THREADS; 0: as many as are best */

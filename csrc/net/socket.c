@@ -76,18 +76,25 @@ const char *socket_resolve(const char *host, uint16_t port, struct address *addr
         return error == EAI_SYSTEM ? "the system's resolver failed" : gai_strerror(error);
     }
     const char *reason = "it has no IPv4 or IPv6 address";
+    bool has_one = false;
     for (const struct addrinfo *one = found; one != NULL; one = one->ai_next) {
         union native native = {0};
-        if (one->ai_addrlen <= sizeof native) {
-            memcpy(&native, one->ai_addr, one->ai_addrlen);
-            *address_out = from_native(&native);
+        if (one->ai_addrlen > sizeof native) {
+            continue;
+        }
+        memcpy(&native, one->ai_addr, one->ai_addrlen);
+        struct address address = from_native(&native);
+        const char *unusable = address_unusable(&address);
+        bool better = !has_one || (address_is_loopback(address_out) && !address_is_loopback(&address));
+        if (unusable == NULL && better) {
+            *address_out = address;
             address_out->port = port;
-            if (address_out->family != ADDRESS_NONE) {
-                reason = NULL;
-                break;
-            }
+            has_one = true;
+        } else if (unusable != NULL) {
+            reason = unusable;
         }
     }
+    reason = has_one ? NULL : reason;
     freeaddrinfo(found);
     return reason;
 }

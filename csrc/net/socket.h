@@ -18,8 +18,9 @@ struct socket_options {
     uint32_t notsent_lowat_bytes; /* TCP_NOTSENT_LOWAT: writable only while less is waiting in the kernel */
 };
 
-/* A host name or an address literal ("::1" without brackets). NULL on success, else a static text that
- * says why not. For a name this blocks as long as the system's resolver does: not for the net thread. */
+/* A host name or an address literal ("::1" without brackets), for others to connect to: of several addresses
+ * the first that they can use; loopback only if there is nothing else. NULL on success, else a static text
+ * that says why not. For a name this blocks as long as the system's resolver does: not for the net thread. */
 const char *socket_resolve(const char *host, uint16_t port, struct address *address_out);
 
 /* Listens on exactly `address`; port 0 picks a free one. [::] also takes IPv4. Returns the descriptor. */

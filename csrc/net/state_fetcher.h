@@ -14,7 +14,7 @@
 #include "wire/frame.h"
 #include "wire/state.h"
 
-enum { MAX_ASKS = 4, FETCH_REASON_BYTES = 160, MAX_LABEL_BYTES = MAX_NAME_BYTES + 16 };
+enum { MAX_ASKS = 4, FETCH_REASON_BYTES = 224, MAX_LABEL_BYTES = MAX_NAME_BYTES + 16 };
 
 /* Of a tensor's name and a peer's label. */
 #define CHANGED_FORMAT                                                                                       \

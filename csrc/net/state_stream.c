@@ -33,7 +33,9 @@ static void blame(struct state_fetcher *fetcher, struct state_source *source, co
     uint64_t wait_ns = first_retry_ns << doublings;
     source->failures++;
     source->retry_ns = clock_now_ns() + (wait_ns < longest_retry_ns ? wait_ns : longest_retry_ns);
-    snprintf(fetcher->trouble, sizeof fetcher->trouble, "peer %s: %s", source->label, why);
+    char address[ADDRESS_TEXT_BYTES];
+    snprintf(fetcher->trouble, sizeof fetcher->trouble, "peer %s at %s: %s", source->label,
+             address_text(&source->member.address, address), why);
 }
 
 /* What was asked and has not come is wanted again. The leaf that was being written is hashed, so that the
