@@ -39,12 +39,14 @@ class Master:
         self.ids: dict[int, bytes] = {}
         self._lost: set[int] = set()
         self._todo: list[tuple[int, int]] = []
+        self._probes: list[tuple[int, bytes]] = []
         self._perform = ffi.callback("void(void *, const struct master_action *)", self._on_action)
         lib.master_init(
             self._master, ffi.new("struct master_options *", {"seed": 7}), self._perform, ffi.NULL
         )
         for peer in range(1, count + 1):
             self.hello(peer)
+        self._link()
         self.vote(1)
         self._get_ready()
         assert sorted(self.ids) == list(range(1, count + 1))
@@ -57,6 +59,8 @@ class Master:
             self.ids[peer] = bytes(getattr(message, "as").welcome.peer.bytes)
         elif message.type == lib.MESSAGE_PROPOSE:
             self._todo.append((peer, getattr(message, "as").propose.epoch))
+        elif message.type == lib.MESSAGE_PROBE:
+            self._probes.append((peer, bytes(getattr(message, "as").probe.key.bytes)))
         elif message.type == lib.MESSAGE_SYNC_PLAN:
             plan = getattr(message, "as").sync_plan
             sources = [bytes(plan.sources[i].id.bytes) for i in range(plan.source_count)]
@@ -103,6 +107,7 @@ class Master:
         for peer in newcomers:
             self.plans[peer], self.results[peer] = [], []
             self.hello(peer)
+        self._link()
         for peer in members:
             self.vote(peer)
         self._get_ready()
@@ -111,6 +116,15 @@ class Master:
         message, body = self._message(lib.MESSAGE_VOTE)
         body.vote.kind = lib.VOTE_UPDATE_TOPOLOGY
         self._step(peer, message)
+
+    def _link(self) -> None:
+        """Every link that the master wants to be tried works."""
+        while self._probes:
+            peer, key = self._probes.pop(0)
+            message, body = self._message(lib.MESSAGE_PROBED)
+            ffi.memmove(body.probed.key.bytes, key, len(key))
+            body.probed.reached = True
+            self._step(peer, message)
 
     def _get_ready(self) -> None:
         while self._todo:

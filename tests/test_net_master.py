@@ -72,6 +72,11 @@ class Client:
         self.send(Message("READY", {"epoch": epoch, "failed": []}))
         self.expect("COMMIT_EPOCH")
 
+    def link(self) -> None:
+        """Says that the link works which the master wants to be tried."""
+        key = self.expect("PROBE").fields["key"]
+        self.send(Message("PROBED", {"key": key, "reached": True, "reason": b""}))
+
     def receive(self) -> Message | None:
         """None at the end of the connection."""
         while True:
@@ -196,6 +201,8 @@ def test_results_that_differ_are_committed_to_nobody(master: Master) -> None:
         one.join()
         other.hello()
         other.expect("WELCOME")
+        one.link()
+        other.link()
         one.send(Message("VOTE", {"kind": wire.lib.VOTE_UPDATE_TOPOLOGY, "peer": bytes(16)}))
         epoch = one.expect("PROPOSE").fields["epoch"]
         for client in (one, other):

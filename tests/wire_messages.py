@@ -188,6 +188,9 @@ FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "SYNC_REPORT": st.fixed_dictionaries(
         {"sync": u64, "progress": up_to(lib.SYNC_PROGRESS_END - 1, 1), "status": results, "reason": reasons}
     ),
+    "PROBE": st.fixed_dictionaries({"key": ids, "opener": st.booleans(), "member": members}),
+    "PROBED": st.fixed_dictionaries({"key": ids, "reached": st.booleans(), "reason": reasons}),
+    "PENDING": st.fixed_dictionaries({"waited_ms": u32, "reason": reasons}),
     "HEARTBEAT": st.just({}),
     "GOODBYE": st.just({}),
     "FAREWELL": st.just({}),
@@ -287,6 +290,9 @@ EXAMPLES = {
         "SYNC_OFFER": {"revision": 9, "strategy": 2, "keys": _ID, "content": _ID[::-1]},
         "SYNC_PLAN": _SYNC_PLAN,
         "SYNC_REPORT": {"sync": 4, "progress": 3, "status": 15, "reason": b"names differ"},
+        "PROBE": {"key": _ID, "opener": True, "member": _MEMBERS[0]},
+        "PROBED": {"key": _ID, "reached": False, "reason": b"connection refused"},
+        "PENDING": {"waited_ms": 10000, "reason": b"peer ada has not called update_topology()"},
         "HEARTBEAT": {},
         "GOODBYE": {},
         "FAREWELL": {},
@@ -400,6 +406,14 @@ def _body(name: str, f: dict[str, Any]) -> bytes:
             return struct.pack("<B", f["kind"]) + f["peer"]
         case "VOTE_WAITING" | "OP_STRAGGLERS":
             return _stragglers(f)
+        case "PROBE":
+            member = f["member"]
+            other = member["id"] + _address(member["address"]) + _text(member["name"])
+            return f["key"] + struct.pack("<B", f["opener"]) + other
+        case "PROBED":
+            return f["key"] + struct.pack("<B", f["reached"]) + _text(f["reason"])
+        case "PENDING":
+            return struct.pack("<I", f["waited_ms"]) + _text(f["reason"])
         case "SYNC_OFFER":
             return struct.pack("<QB", f["revision"], f["strategy"]) + f["keys"] + f["content"]
         case "SYNC_PLAN":

@@ -8,6 +8,8 @@
 #include "core/master_state.h"
 #include "pccl.h"
 
+static const uint64_t ns_per_ms = 1000000;
+
 size_t master_bytes(void) {
     return sizeof(struct master);
 }
@@ -78,6 +80,62 @@ int master_find_id(const struct master *master, const struct id *id) {
     return NO_SLOT;
 }
 
+void master_describe(const struct master *master, int to, int other, struct member *member) {
+    (void)to;
+    const struct slot *peer = &master->slots[other];
+    member->id = peer->id;
+    member->address = peer->address;
+    memcpy(member->name, peer->name, sizeof member->name);
+}
+
+/* At most `ns`, in how many of `slots`? */
+static int count_up_to(const struct master *master, const struct slot_set *slots, uint64_t ns) {
+    int count = 0;
+    for (int slot = slot_set_next(slots, 0); slot >= 0;
+         slot = slot + 1 < MAX_PEERS ? slot_set_next(slots, slot + 1) : -1) {
+        count += master->slots[slot].timeout_ns <= ns;
+    }
+    return count;
+}
+
+static uint64_t median_timeout_ns(const struct master *master, const struct slot_set *slots) {
+    int half = (slot_set_count(slots) + 1) / 2;
+    uint64_t low_ms = MIN_TIMEOUT_MS, high_ms = half == 0 ? DEFAULT_TIMEOUT_MS : MAX_TIMEOUT_MS;
+    while (low_ms < high_ms && half > 0) {
+        uint64_t middle_ms = (low_ms + high_ms) / 2;
+        if (count_up_to(master, slots, middle_ms * ns_per_ms) >= half) {
+            high_ms = middle_ms;
+        } else {
+            low_ms = middle_ms + 1;
+        }
+    }
+    return high_ms * ns_per_ms;
+}
+
+uint64_t master_run_timeout_ns(const struct master *master) {
+    struct slot_set all;
+    slot_set_clear(&all);
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        if (master->slots[slot].state != SLOT_FREE) {
+            slot_set_add(&all, slot);
+        }
+    }
+    bool has_members = slot_set_next(&master->members, 0) >= 0;
+    return median_timeout_ns(master, has_members ? &master->members : &all);
+}
+
+uint64_t master_group_timeout_ns(const struct master *master, const struct group *group) {
+    struct slot_set members;
+    slot_set_clear(&members);
+    for (int i = 0; i < group->size; i++) {
+        if (slot_set_has(&master->members, group->ring[i])) {
+            slot_set_add(&members, group->ring[i]);
+        }
+    }
+    return slot_set_next(&members, 0) >= 0 ? median_timeout_ns(master, &members)
+                                           : master_run_timeout_ns(master);
+}
+
 static int find_connection(const struct master *master, uint64_t connection) {
     for (int slot = 0; slot < MAX_PEERS; slot++) {
         if (master->connections[slot] == connection) {
@@ -98,6 +156,7 @@ void master_settle(struct master *master) {
     if (slot_set_next(&master->members, 0) < 0 && master_epoch_all_formed(master)) {
         master_join_admit(master);
     }
+    master_probe_settle(master);
     master_sync_settle(master);
     master_vote_settle(master);
 }
@@ -138,7 +197,14 @@ static void member_message(struct master *master, int slot, const struct message
         master_op_waiting(master, slot, &message->as.op_waiting);
         break;
     case MESSAGE_HEARTBEAT:
-        master_send_type(master, slot, MESSAGE_HEARTBEAT);
+        if (master->slots[slot].state == SLOT_PENDING) {
+            master_probe_tell(master, slot);
+        } else {
+            master_send_type(master, slot, MESSAGE_HEARTBEAT);
+        }
+        break;
+    case MESSAGE_PROBED:
+        master_probe_answered(master, slot, &message->as.probed);
         break;
     case MESSAGE_GOODBYE:
         master_join_goodbye(master, slot);
@@ -175,6 +241,7 @@ static void forgive_own_sleep(struct master *master) {
     for (int group = 0; group < MAX_PEERS; group++) {
         master->groups[group].formed_since_ns += gap_ns;
     }
+    master_probe_forgive(master, gap_ns);
 }
 
 static void check_time(struct master *master) {
@@ -185,6 +252,7 @@ static void check_time(struct master *master) {
     master->tick_ns = UINT64_MAX;
     master_join_check(master);
     master_epoch_check(master);
+    master_probe_check(master);
     master_op_check(master);
     master_vote_check(master);
     master_sync_check(master);

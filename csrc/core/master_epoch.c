@@ -8,10 +8,13 @@
 #include "core/master_state.h"
 #include "pccl.h"
 
-/* A link that breaks this often in a row, each time within two timeouts, counts as one that can't be
+/* A link that breaks this often in a row, with no epoch of two timeouts between, counts as one that can't be
  * made. */
 enum { LINK_LOSSES_TO_GIVE_UP = 3 };
-/* A member reports within one timeout what it can't link; after this many it is itself at fault. */
+/* Links to so many others that were given up tell who is at fault. */
+enum { LOSSY_PAIRS_OF_A_CULPRIT = 3 };
+/* A member reports within one timeout what it can't link; after this many it is itself at fault. It is the
+ * timeout of the members that counts, who wait. */
 enum { TIMEOUTS_TO_GET_READY = 4 };
 /* To find out that a pair still can't be linked takes about two timeouts: long enough for many pairs. */
 enum { TIMEOUTS_TO_FORGIVE = 20 };
@@ -76,18 +79,25 @@ void master_epoch_remove(struct master *master, int slot) {
 static void mark_bad(struct master *master, int a, int b) {
     slot_set_add(&master->bad[a], b);
     slot_set_add(&master->bad[b], a);
+    slot_set_remove(&master->good[a], b);
+    slot_set_remove(&master->good[b], a);
 }
 
 /* Before anybody is left out, pairs that failed long ago get another chance: what was wrong between them
  * may be over. The pair that failed last gets none, and the whole group one in a while only. */
-static void forgive_pairs(struct master *master, struct group *group) {
+bool master_epoch_forgive(struct master *master, struct group *group) {
     uint64_t longest_ns = 0;
+    bool any = false;
     for (int i = 0; i < group->size; i++) {
         const struct slot *peer = &master->slots[group->ring[i]];
         longest_ns = peer->timeout_ns > longest_ns ? peer->timeout_ns : longest_ns;
+        for (int k = 0; k < group->size && !any; k++) {
+            any = slot_set_has(&master->bad[group->ring[i]], group->ring[k]);
+        }
     }
-    if (group->forgiven_ns != 0 && master->now_ns - group->forgiven_ns < TIMEOUTS_TO_FORGIVE * longest_ns) {
-        return;
+    if (!any || (group->forgiven_ns != 0 &&
+                 master->now_ns - group->forgiven_ns < TIMEOUTS_TO_FORGIVE * longest_ns)) {
+        return false;
     }
     group->forgiven_ns = master->now_ns;
     int a = master_find_id(master, &group->last_failed[0]),
@@ -96,7 +106,7 @@ static void forgive_pairs(struct master *master, struct group *group) {
     for (int i = 0; i < group->size; i++) {
         for (int k = 0; k < group->size; k++) {
             slot_set_remove(&master->bad[group->ring[i]], group->ring[k]);
-            slot_set_remove(&master->flipped[group->ring[i]], group->ring[k]);
+            slot_set_remove(&master->cant_open[group->ring[i]], group->ring[k]);
         }
     }
     if (fresh) {
@@ -104,13 +114,14 @@ static void forgive_pairs(struct master *master, struct group *group) {
     }
     master_log(master, "pairs of group %" PRIu32 " that could not be linked before may try again",
                group->number);
+    return true;
 }
 
 /* Orders the ring, without those that no ring can include. */
 static void plan_ring(struct master *master, int index, const char *why) {
     struct group *group = &master->groups[index];
     if (!master_ring_order(master, group->ring, group->size)) {
-        forgive_pairs(master, group);
+        master_epoch_forgive(master, group);
     }
     while (!master_ring_order(master, group->ring, group->size)) {
         int slot = master_ring_outcast(master, group->ring, group->size);
@@ -157,11 +168,7 @@ static void propose_to_all(struct master *master, const struct group *group, enu
     }
     for (int i = 0; i < group->size; i++) {
         propose->places[ranks[group->tree[i]]] = (uint16_t)i;
-        const struct slot *peer = &master->slots[group->ring[i]];
-        struct member *member = &propose->members[i];
-        member->id = peer->id;
-        member->address = peer->address;
-        memcpy(member->name, peer->name, sizeof member->name);
+        master_describe(master, NO_SLOT, group->ring[i], &propose->members[i]);
     }
     for (int rank = 0; rank < group->size; rank++) {
         propose_to(master, group, rank, ranks);
@@ -270,7 +277,15 @@ static void serve_kept_ops(struct group *group, struct message_commit_epoch *com
 
 static void commit(struct master *master, struct group *group) {
     group->epoch = group->plan_epoch;
+    group->committed_ns = master->now_ns;
     for (int i = 0; i < group->size; i++) {
+        const struct slot *peer = &master->slots[group->ring[i]];
+        for (int k = 0; k < peer->link_count; k++) {
+            master_probe_pair_works(master, group->ring[i], peer->links[k].other);
+        }
+        if (peer->state == SLOT_JOINING) {
+            master_probe_has_joined(master, group->ring[i]);
+        }
         master->slots[group->ring[i]].state = SLOT_MEMBER;
         slot_set_add(&master->members, group->ring[i]);
     }
@@ -333,15 +348,15 @@ void master_epoch_ready(struct master *master, int slot, const struct message_re
     commit(master, group);
 }
 
-/* The other end of a report about the plan that stands, or NO_SLOT if the report is out of date. */
-static int reported_peer(const struct master *master, int slot, const struct message_unreachable *report) {
+/* The link of the plan that stands which a report is about; NULL if it is out of date, or about none. */
+static const struct master_link *reported_link(struct master *master, int slot,
+                                               const struct message_unreachable *report) {
     const struct group *group = &master->groups[master->slots[slot].group];
     int other = master_find_id(master, &report->peer);
-    if (master->slots[slot].state == SLOT_PENDING || report->epoch != group->plan_epoch || other == NO_SLOT ||
-        other == slot || position(group, other) < 0) {
-        return NO_SLOT;
+    if (master->slots[slot].state == SLOT_PENDING || report->epoch != group->plan_epoch || other == NO_SLOT) {
+        return NULL;
     }
-    return other;
+    return master_links_find(master, slot, other);
 }
 
 /* No link can be made between these two, as far as anybody can see now. */
@@ -352,79 +367,169 @@ static void give_pair_up(struct master *master, struct group *group, int a, int 
     group->last_failed_ns = master->now_ns;
 }
 
-void master_epoch_unreachable(struct master *master, int slot, const struct message_unreachable *report) {
-    int other = reported_peer(master, slot, report);
-    if (other == NO_SLOT) {
-        return;
-    }
-    if (slot_set_has(&master->flipped[slot], other)) {
-        give_pair_up(master, &master->groups[master->slots[slot].group], slot,
-                     other); /* neither can open it */
-    } else {
-        slot_set_add(&master->flipped[slot], other);
-        slot_set_add(&master->flipped[other], slot);
-    }
+static void reform_without_link(struct master *master, int slot, int other, const char *what,
+                                const char *reason) {
     master_links_drop(master, slot, other);
     char from[LABEL_BYTES], to[LABEL_BYTES];
     struct ending ending =
-        ending_abort(pcclRankConnectionLost, "no link between peers %s and %s: %s",
-                     master_label(master, slot, from), master_label(master, other, to), report->reason);
+        ending_abort(pcclRankConnectionLost, what, master_label(master, slot, from),
+                     master_label(master, other, to), reason);
     master_epoch_reform(master, master->slots[slot].group, &ending);
     master_settle(master);
 }
 
-static void count_loss(struct master *master, struct group *group, int a, int b) {
-    const struct id *x = &master->slots[a].id, *y = &master->slots[b].id;
-    bool same = (id_equal(&group->last_lost[0], x) && id_equal(&group->last_lost[1], y)) ||
-                (id_equal(&group->last_lost[0], y) && id_equal(&group->last_lost[1], x));
-    bool soon = master->now_ns - group->last_lost_ns < 2 * master->slots[a].timeout_ns;
-    group->lost_streak = same && soon ? group->lost_streak + 1 : 1;
-    group->last_lost[0] = *x;
-    group->last_lost[1] = *y;
-    group->last_lost_ns = master->now_ns;
-    if (group->lost_streak >= LINK_LOSSES_TO_GIVE_UP) {
-        give_pair_up(master, group, a, b);
+void master_epoch_unreachable(struct master *master, int slot, const struct message_unreachable *report) {
+    const struct master_link *link = reported_link(master, slot, report);
+    if (link == NULL) {
+        return;
     }
+    int other = link->other, opener = link->opener ? slot : other, acceptor = link->opener ? other : slot;
+    slot_set_add(&master->cant_open[opener], acceptor);
+    if (slot_set_has(&master->cant_open[acceptor], opener)) {
+        give_pair_up(master, &master->groups[master->slots[slot].group], slot, other);
+    }
+    reform_without_link(master, slot, other, "no link between peers %s and %s: %s", report->reason);
+}
+
+/* ---- links that break again and again ---- */
+
+static struct lossy_pair *find_lossy(struct group *group, int a, int b) {
+    struct lossy_pair *oldest = &group->lossy[0];
+    for (int i = 0; i < MAX_LOSSY_PAIRS; i++) {
+        struct lossy_pair *pair = &group->lossy[i];
+        if (pair->count > 0 && ((pair->slots[0] == a && pair->slots[1] == b) ||
+                                (pair->slots[0] == b && pair->slots[1] == a))) {
+            return pair;
+        }
+        oldest = pair->last_ns < oldest->last_ns ? pair : oldest;
+    }
+    *oldest = (struct lossy_pair){.slots = {(int16_t)a, (int16_t)b}};
+    return oldest;
+}
+
+void master_epoch_forget_losses(struct group *group, int slot) {
+    for (int i = 0; i < MAX_LOSSY_PAIRS; i++) {
+        if (group->lossy[i].slots[0] == slot || group->lossy[i].slots[1] == slot) {
+            group->lossy[i] = (struct lossy_pair){0};
+        }
+    }
+}
+
+/* Losses count in a row: until the group has had an epoch that lasted. */
+static void count_loss(struct master *master, struct group *group, int reporter, int other) {
+    uint64_t lasting_ns = 2 * master_group_timeout_ns(master, group);
+    if (group->epoch != 0 && master->now_ns - group->committed_ns >= lasting_ns) {
+        memset(group->lossy, 0, sizeof group->lossy);
+    }
+    struct lossy_pair *pair = find_lossy(group, reporter, other);
+    pair->last_ns = master->now_ns;
+    pair->count++;
+    pair->told_by[pair->slots[0] == reporter ? 0 : 1]++;
+    if (pair->count >= LINK_LOSSES_TO_GIVE_UP) {
+        give_pair_up(master, group, reporter, other);
+    }
+}
+
+bool master_epoch_accuses_alone(const struct master *master, int slot) {
+    const struct group *group = &master->groups[master->slots[slot].group];
+    bool accuses = false;
+    for (int i = 0; i < MAX_LOSSY_PAIRS; i++) {
+        const struct lossy_pair *pair = &group->lossy[i];
+        int side = pair->slots[0] == slot ? 0 : 1;
+        if (pair->count >= LINK_LOSSES_TO_GIVE_UP && pair->slots[side] == slot) {
+            if (pair->told_by[1 - side] > 0) {
+                return false;
+            }
+            accuses = true;
+        }
+    }
+    return accuses;
+}
+
+/* A peer whose links to several others were given up, while each of these has the trouble with it alone, is
+ * the one at fault: it is not tried out on all of them. */
+static bool is_common_culprit(const struct group *group, int slot) {
+    int pairs = 0;
+    for (int i = 0; i < MAX_LOSSY_PAIRS; i++) {
+        const struct lossy_pair *pair = &group->lossy[i];
+        bool has_it = pair->slots[0] == slot || pair->slots[1] == slot;
+        if (pair->count >= LINK_LOSSES_TO_GIVE_UP) {
+            if (!has_it) {
+                return false;
+            }
+            pairs++;
+        }
+    }
+    return pairs >= LOSSY_PAIRS_OF_A_CULPRIT;
 }
 
 void master_epoch_link_lost(struct master *master, int slot, const struct message_unreachable *report) {
-    int other = reported_peer(master, slot, report);
-    if (other == NO_SLOT) {
+    const struct master_link *link = reported_link(master, slot, report);
+    if (link == NULL) {
         return;
     }
+    int other = link->other;
     struct group *group = &master->groups[master->slots[slot].group];
     count_loss(master, group, slot, other);
-    master_links_drop(master, slot, other);
-    char from[LABEL_BYTES], to[LABEL_BYTES];
-    struct ending ending =
-        ending_abort(pcclRankConnectionLost, "the link between peers %s and %s broke: %s",
-                     master_label(master, slot, from), master_label(master, other, to), report->reason);
-    master_epoch_reform(master, master->slots[slot].group, &ending);
+    bool mine = is_common_culprit(group, slot), theirs = is_common_culprit(group, other);
+    if (mine != theirs) {
+        master_join_evict(master, mine ? slot : other, pcclEvicted,
+                          "its links to %d other peers broke again and again, and theirs to each other did "
+                          "not: check its network (the last: %s)",
+                          (int)LOSSY_PAIRS_OF_A_CULPRIT, report->reason);
+        return;
+    }
+    reform_without_link(master, slot, other, "the link between peers %s and %s broke: %s", report->reason);
+}
+
+/* ---- who is late ---- */
+
+/* Those whose plan does not get ready go, all at once: else each had its time after the others. */
+static void evict_late(struct master *master, struct group *group) {
+    struct slot_set late;
+    slot_set_clear(&late);
+    for (int i = 0; i < group->size; i++) {
+        if (!master->slots[group->ring[i]].ready) {
+            slot_set_add(&late, group->ring[i]);
+        }
+    }
+    double seconds = (double)(master->now_ns - group->formed_since_ns) / 1e9;
+    char reason[MAX_REASON_BYTES + 1], label[LABEL_BYTES];
+    snprintf(reason, sizeof reason, "it did not make its links within %.1f s", seconds);
+    int first = slot_set_next(&late, 0), others = slot_set_count(&late) - 1;
+    struct ending ending = ending_abort(pcclRankConnectionLost, "peer %s%s evicted: %s",
+                                        master_label(master, first, label),
+                                        others > 0 ? " and others were" : " was", reason);
+    int index = (int)(group - master->groups);
+    for (int slot = first; slot >= 0; slot = slot + 1 < MAX_PEERS ? slot_set_next(&late, slot + 1) : -1) {
+        master_join_expel(master, slot, pcclEvicted, reason);
+    }
+    if (group->used) {
+        master_epoch_reform(master, index, &ending);
+    }
+    master_epoch_tell_census(master);
     master_settle(master);
 }
 
-static int find_unready(const struct master *master, const struct group *group, uint64_t *deadline_ns) {
+static bool has_late(const struct master *master, const struct group *group) {
     for (int i = 0; i < group->size; i++) {
-        const struct slot *peer = &master->slots[group->ring[i]];
-        if (!peer->ready) {
-            *deadline_ns = group->formed_since_ns + TIMEOUTS_TO_GET_READY * peer->timeout_ns;
-            return group->ring[i];
+        if (!master->slots[group->ring[i]].ready) {
+            return true;
         }
     }
-    return NO_SLOT;
+    return false;
 }
 
 void master_epoch_check(struct master *master) {
     for (int i = 0; i < MAX_PEERS; i++) {
         struct group *group = &master->groups[i];
-        if (!group->used || group->epoch == group->plan_epoch) {
+        if (!group->used || group->epoch == group->plan_epoch || !has_late(master, group)) {
             continue;
         }
-        uint64_t deadline_ns = UINT64_MAX;
-        int slot = find_unready(master, group, &deadline_ns);
-        if (slot != NO_SLOT && master->now_ns >= deadline_ns) {
-            master_join_evict(master, slot, pcclEvicted, "it did not make its links within %.1f s",
-                              (double)(master->now_ns - group->formed_since_ns) / 1e9);
+        uint64_t deadline_ns =
+            group->formed_since_ns + TIMEOUTS_TO_GET_READY * master_group_timeout_ns(master, group);
+        if (master->now_ns >= deadline_ns) {
+            evict_late(master, group);
         } else {
             master_watch(master, deadline_ns);
         }

@@ -39,7 +39,7 @@ static int find_or_make_group(struct master *master, uint32_t number) {
     group->epoch = group->plan_epoch = 0;
     group->size = 0;
     group->vote_announced = false;
-    group->lost_streak = 0;
+    memset(group->lossy, 0, sizeof group->lossy);
     group->last_failed_ns = group->forgiven_ns = 0;
     group->failed_count = 0;
     slot_set_clear(&group->excused);
@@ -60,10 +60,12 @@ static bool group_has_peers(const struct master *master, int group) {
 
 static void forget_pairs(struct master *master, int slot) {
     slot_set_clear(&master->bad[slot]);
-    slot_set_clear(&master->flipped[slot]);
+    slot_set_clear(&master->cant_open[slot]);
+    slot_set_clear(&master->good[slot]);
     for (int other = 0; other < MAX_PEERS; other++) {
         slot_set_remove(&master->bad[other], slot);
-        slot_set_remove(&master->flipped[other], slot);
+        slot_set_remove(&master->cant_open[other], slot);
+        slot_set_remove(&master->good[other], slot);
     }
 }
 
@@ -137,6 +139,8 @@ static void seat(struct master *master, int slot, const struct master_event *eve
         peer->address.port = hello->listen.port;
     }
     memcpy(peer->name, hello->name, sizeof peer->name);
+    peer->since_ns = master->now_ns;
+    peer->try_after_ns = master_probe_try_after_ns(master, slot);
     peer->group = (int16_t)find_or_make_group(master, hello->group);
     master->connections[slot] = event->connection;
     forget_pairs(master, slot);
@@ -192,6 +196,8 @@ static int free_slot(struct master *master, int slot) {
     if (planned) {
         master_epoch_remove(master, slot);
     }
+    master_probe_forget(master, slot);
+    master_epoch_forget_losses(&master->groups[group], slot);
     peer->state = SLOT_FREE;
     master->connections[slot] = 0;
     slot_set_remove(&master->members, slot);
@@ -252,6 +258,9 @@ static void tell_evicted(struct master *master, int slot, uint16_t status, const
 void master_join_expel(struct master *master, int slot, uint16_t status, const char *reason) {
     char label[LABEL_BYTES];
     master_log(master, "peer %s was left out: %s", master_label(master, slot, label), reason);
+    if (master->slots[slot].state != SLOT_MEMBER) {
+        master_probe_has_failed(master, slot);
+    }
     tell_evicted(master, slot, status, reason);
     free_slot(master, slot);
 }
@@ -271,28 +280,23 @@ void master_join_evict(struct master *master, int slot, uint16_t status, const c
 }
 
 void master_join_admit(struct master *master) {
+    bool has_members = slot_set_next(&master->members, 0) >= 0;
     for (int group = 0; group < MAX_PEERS; group++) {
-        struct group *joined = &master->groups[group];
-        uint16_t before = joined->size;
-        /* In the order of arrival, behind those who are in. */
-        for (uint64_t after = 0; joined->used;) {
-            int first = NO_SLOT;
-            for (int slot = 0; slot < MAX_PEERS; slot++) {
-                const struct slot *peer = &master->slots[slot];
-                if (peer->state == SLOT_PENDING && peer->group == group && peer->order > after &&
-                    (first == NO_SLOT || peer->order < master->slots[first].order)) {
-                    first = slot;
-                }
-            }
-            if (first == NO_SLOT) {
-                break;
-            }
-            after = master->slots[first].order;
-            master->slots[first].state = SLOT_JOINING;
-            master_epoch_append(master, first);
+        if (!master->groups[group].used) {
+            continue;
         }
-        if (joined->used && joined->size > before) {
-            struct ending ending = ending_carry("%d new", joined->size - before);
+        int16_t admitted[MAX_PEERS];
+        int count = master_probe_admissible(master, group, admitted);
+        int first = count == 0 && !has_members ? master_probe_first_pending(master, group) : NO_SLOT;
+        if (first != NO_SLOT) {
+            admitted[count++] = (int16_t)first;
+        }
+        for (int i = 0; i < count; i++) { /* behind those who are in */
+            master->slots[admitted[i]].state = SLOT_JOINING;
+            master_epoch_append(master, admitted[i]);
+        }
+        if (count > 0) {
+            struct ending ending = ending_carry("%d new", count);
             master_epoch_reform(master, group, &ending);
         }
     }

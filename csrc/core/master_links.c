@@ -42,6 +42,10 @@ static void add(struct master *master, int slot, const struct master_link *link)
     peer->links[peer->link_count++] = *link;
 }
 
+const struct master_link *master_links_find(struct master *master, int slot, int other) {
+    return find(master, slot, other);
+}
+
 /* A link that the plan has already is enough, however many streams it has. */
 static void need(struct master *master, int a, int b, uint16_t streams) {
     struct master_link *mine = find(master, a, b);
@@ -55,7 +59,7 @@ static void need(struct master *master, int a, int b, uint16_t streams) {
     master_links_drop(master, a, b);
     struct master_link link = {.other = (int16_t)b,
                                .streams = streams,
-                               .opener = !slot_set_has(&master->flipped[a], b),
+                               .opener = !slot_set_has(&master->cant_open[a], b),
                                .kept = true,
                                .key = random_id(&master->random)};
     add(master, a, &link);
@@ -63,8 +67,6 @@ static void need(struct master *master, int a, int b, uint16_t streams) {
     link.opener = !link.opener;
     add(master, b, &link);
 }
-
-typedef void (*pair_visitor)(void *context, int a, int b);
 
 /* Each pair of the tree once. */
 static void visit_tree(const struct group *group, pair_visitor visit, void *context) {
@@ -111,7 +113,7 @@ static void swap(int16_t *a, int16_t *b) {
 
 /* Moves peers to other places as long as that leaves fewer pairs that can't be linked. It need not find a
  * tree if there is one: without it small ops go round the ring. */
-static void arrange_tree(const struct master *master, struct group *group) {
+void master_links_arrange(const struct master *master, struct group *group) {
     int bad = bad_pairs(master, group), tries = 0;
     for (int a = 0; a < group->size && bad > 0; a++) {
         for (int b = a + 1; b < group->size && bad > 0 && tries < ARRANGE_TRIES; b++, tries++) {
@@ -126,6 +128,16 @@ static void arrange_tree(const struct master *master, struct group *group) {
     }
 }
 
+void master_links_visit(const struct master *master, const struct group *group, pair_visitor visit,
+                        void *context) {
+    for (int i = 0; i < group->size && group->size >= 2; i++) {
+        visit(context, group->ring[i], group->ring[(i + 1) % group->size]);
+    }
+    if (master_links_has_tree(master, group)) {
+        visit_tree(group, visit, context);
+    }
+}
+
 uint32_t master_links_tree_bytes(const struct master *master, const struct group *group) {
     uint64_t bytes = LEAST_TREE_BYTES;
     for (int i = 0; i < group->size; i++) {
@@ -136,7 +148,7 @@ uint32_t master_links_tree_bytes(const struct master *master, const struct group
 }
 
 void master_links_plan(struct master *master, struct group *group) {
-    arrange_tree(master, group);
+    master_links_arrange(master, group);
     for (int i = 0; i < group->size && group->size >= 2; i++) {
         int a = group->ring[i], b = group->ring[(i + 1) % group->size];
         uint16_t x = master->slots[a].streams, y = master->slots[b].streams;
@@ -152,6 +164,9 @@ void master_links_plan(struct master *master, struct group *group) {
             if (peer->links[k].kept) {
                 peer->links[kept] = peer->links[k];
                 peer->links[kept++].kept = false;
+            } else { /* whether another would come up is not known */
+                slot_set_remove(&master->good[group->ring[i]], peer->links[k].other);
+                slot_set_remove(&master->good[peer->links[k].other], group->ring[i]);
             }
         }
         peer->link_count = kept;

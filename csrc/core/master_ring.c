@@ -74,30 +74,31 @@ bool master_ring_order(const struct master *master, int16_t *ring, uint16_t size
     return true;
 }
 
+/* Pairs with newcomers are not held against a member. */
 static int bad_pairs(const struct master *master, int slot, const int16_t *ring, uint16_t size) {
     int count = 0;
     for (uint16_t i = 0; i < size; i++) {
-        count += is_bad(master, slot, ring[i]);
+        bool counts = master->slots[slot].state != SLOT_MEMBER || master->slots[ring[i]].state == SLOT_MEMBER;
+        count += counts && is_bad(master, slot, ring[i]);
     }
     return count;
+}
+
+/* `a` rather than `b`, if both are in as many bad pairs. */
+static bool goes_first(const struct master *master, int a, int b) {
+    const struct slot *x = &master->slots[a], *y = &master->slots[b];
+    if ((x->state == SLOT_MEMBER) != (y->state == SLOT_MEMBER)) {
+        return y->state == SLOT_MEMBER;
+    }
+    bool a_accuses = master_epoch_accuses_alone(master, a), b_accuses = master_epoch_accuses_alone(master, b);
+    return a_accuses != b_accuses ? a_accuses : x->order > y->order;
 }
 
 int master_ring_outcast(const struct master *master, const int16_t *ring, uint16_t size) {
     int outcast = NO_SLOT, most = 0;
     for (uint16_t i = 0; i < size; i++) {
         int slot = ring[i], count = bad_pairs(master, slot, ring, size);
-        if (count == 0) {
-            continue;
-        }
-        if (outcast == NO_SLOT) {
-            outcast = slot;
-            most = count;
-            continue;
-        }
-        const struct slot *a = &master->slots[slot], *b = &master->slots[outcast];
-        bool a_new = a->state == SLOT_JOINING, b_new = b->state == SLOT_JOINING;
-        bool worse = a_new != b_new ? a_new : count != most ? count > most : a->order > b->order;
-        if (worse) {
+        if (count > most || (count == most && count > 0 && goes_first(master, slot, outcast))) {
             outcast = slot;
             most = count;
         }

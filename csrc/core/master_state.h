@@ -43,7 +43,29 @@ struct slot {
     /* Of the plan; while the next is made, those of both. */
     uint16_t link_count;
     struct master_link links[2 * MAX_LINKS];
+    /* While it is pending. */
+    uint64_t since_ns, try_after_ns; /* it came; before, nobody tries to reach it */
+    bool asked, answered;            /* a probe that needs no link; any probe */
+    uint16_t probe_count;            /* links that are being tried with it, also by members */
+    char failure[MAX_REASON_BYTES + 1];
     uint8_t early_vote; /* cast before the vote that admitted this peer has ended: counts in the next */
+};
+
+enum { MAX_MASTER_PROBES = 1024, MAX_FAILED_NEWCOMERS = 64 };
+
+/* A link that is being tried, before an epoch needs it. */
+struct probe {
+    bool used, opener_up, acceptor_up;
+    int16_t opener, acceptor; /* slots */
+    struct id key;
+    uint64_t started_ns, deadline_ns;
+};
+
+/* A newcomer that nobody could link to, or that was late when its first epoch was formed. */
+struct failed_newcomer {
+    char name[MAX_NAME_BYTES + 1];
+    struct address address;
+    uint64_t failed_ns, wait_ns; /* wait_ns 0: the place is free */
 };
 
 /* What a peer does in the sync of its group. */
@@ -61,6 +83,15 @@ struct kept_op {
     int16_t holder; /* slot of a member that keeps its result */
 };
 
+enum { MAX_LOSSY_PAIRS = 64 };
+
+/* Two members whose link has broken, how often in a row, and how often each of them has said so first. */
+struct lossy_pair {
+    int16_t slots[2];
+    uint16_t count, told_by[2];
+    uint64_t last_ns;
+};
+
 /* The plan is the newest epoch that was proposed; it is committed if `epoch` equals `plan_epoch`. */
 struct group {
     bool used;
@@ -72,9 +103,8 @@ struct group {
     int16_t tree[MAX_PEERS];  /* the same in the order of their places in the tree */
     uint64_t formed_since_ns; /* when the plan was proposed */
     bool vote_announced;      /* the members know of the open vote */
-    struct id last_lost[2];   /* the link lost last, and how often in a row */
-    uint32_t lost_streak;
-    uint64_t last_lost_ns;
+    uint64_t committed_ns;    /* when the last epoch was */
+    struct lossy_pair lossy[MAX_LOSSY_PAIRS];
     struct id last_failed[2]; /* the pair given up last */
     uint64_t last_failed_ns, forgiven_ns;
     uint16_t failed_count; /* aborted since the last committed epoch */
@@ -131,11 +161,18 @@ struct master {
     struct slot slots[MAX_PEERS];
     struct slot_set members;            /* in state SLOT_MEMBER */
     struct slot_set bad[MAX_PEERS];     /* pairs that could not be linked, either way */
-    struct slot_set flipped[MAX_PEERS]; /* pairs whose opener is the one later in the ring */
+    struct slot_set cant_open[MAX_PEERS]; /* to whom each slot could not open a link */
+    struct slot_set good[MAX_PEERS];      /* pairs that are linked, or have been tried and could be */
+    struct probe probes[MAX_MASTER_PROBES];
+    struct failed_newcomer failed_newcomers[MAX_FAILED_NEWCOMERS];
+    struct group draft;           /* of a plan with newcomers: only its ring and tree count */
+    uint16_t unknown[MAX_PEERS];  /* links of the draft that are not known to work, for each slot */
     struct group groups[MAX_PEERS];
 
     struct rendezvous vote; /* run-wide */
     bool admitting;         /* all have voted for update_topology: it ends when all groups are formed */
+    uint64_t complete_ns;   /* when all had come to it; 0: not yet */
+    uint64_t admitted_ns;   /* since when `admitting` holds */
 
     struct master_op ops[MAX_MASTER_OPS];
     int16_t buckets[MASTER_OP_BUCKETS];
@@ -172,6 +209,14 @@ void master_settle(struct master *master);
 /* Something has to be looked at no later than this. */
 void master_watch(struct master *master, uint64_t deadline_ns);
 
+/* What `to` is told of `other`. */
+void master_describe(const struct master *master, int to, int other, struct member *member);
+/* The least timeout that at least half of the members do not exceed: one with a long timeout does not make all
+ * others wait, nor does an impatient one hurry them. */
+uint64_t master_run_timeout_ns(const struct master *master);
+/* The same of the members of one group; if it has none yet, of the run's, who wait for it. */
+uint64_t master_group_timeout_ns(const struct master *master, const struct group *group);
+
 /* master_join.c */
 void master_join_hello(struct master *master, const struct master_event *event);
 void master_join_goodbye(struct master *master, int slot);
@@ -182,7 +227,9 @@ __attribute__((format(printf, 4, 5))) void master_join_evict(struct master *mast
 /* The same for a peer whose group is being reformed by the caller. */
 void master_join_expel(struct master *master, int slot, uint16_t status, const char *reason);
 void master_join_check(struct master *master);
-void master_join_admit(struct master *master); /* all pending peers, into new plans of their groups */
+/* Into new plans of their groups: all who can be linked. If the run has no members, those of each group, or else
+ * the one who came first. */
+void master_join_admit(struct master *master);
 uint32_t master_join_pending(const struct master *master);
 
 /* master_epoch.c */
@@ -197,16 +244,22 @@ void master_epoch_ready(struct master *master, int slot, const struct message_re
 void master_epoch_unreachable(struct master *master, int slot, const struct message_unreachable *report);
 void master_epoch_link_lost(struct master *master, int slot, const struct message_unreachable *report);
 void master_epoch_check(struct master *master);
+void master_epoch_forget_losses(struct group *group, int slot);
+/* Links of this peer broke again and again, and it was always this peer that said so. */
+bool master_epoch_accuses_alone(const struct master *master, int slot);
 /* Tells all members the sizes that span the run. */
 void master_epoch_tell_census(struct master *master);
 bool master_epoch_all_formed(const struct master *master);
+/* Pairs of its members that could not be linked get another chance, if they have not had one lately. */
+bool master_epoch_forgive(struct master *master, struct group *group);
 
 /* master_ring.c */
 /* Orders the `size` slots of `ring` so that no two neighbours are a bad pair, changing as little as it
  * can. False if there is no such order, or none was found within a bounded search. */
 bool master_ring_order(const struct master *master, int16_t *ring, uint16_t size);
-/* Whom to leave out so that the others may form a ring: a newcomer before a member, then the one in most
- * bad pairs, then the latest to arrive. */
+/* Whom to leave out so that the others may form a ring: the one in most bad pairs, of which those with newcomers
+ * are not held against members; then a newcomer before a member, then the one who alone says that links break,
+ * then the latest to arrive. */
 int master_ring_outcast(const struct master *master, const int16_t *ring, uint16_t size);
 
 /* master_op.c */
@@ -222,12 +275,41 @@ void master_op_check(struct master *master);
 /* Places the group's tree, and gives each pair that ring or tree needs a link: the one that it has, or a new
  * one. */
 void master_links_plan(struct master *master, struct group *group);
+/* Places the tree alone. */
+void master_links_arrange(const struct master *master, struct group *group);
+typedef void (*pair_visitor)(void *context, int a, int b);
+/* Each pair that the group's ring and tree need; some twice. */
+void master_links_visit(const struct master *master, const struct group *group, pair_visitor visit,
+                        void *context);
+/* The plan's link between the two; NULL: it has none. */
+const struct master_link *master_links_find(struct master *master, int slot, int other);
 /* The next plan makes a new one if it needs one. */
 void master_links_drop(struct master *master, int a, int b);
 /* The plan's links include those of the tree: none of them is known to be impossible. */
 bool master_links_has_tree(const struct master *master, const struct group *group);
 /* Up to how many bytes the tree serves better than the ring. */
 uint32_t master_links_tree_bytes(const struct master *master, const struct group *group);
+
+/* master_probe.c: newcomers are reached before they are let in. */
+void master_probe_settle(struct master *master);
+void master_probe_check(struct master *master);
+void master_probe_forgive(struct master *master, uint64_t gap_ns);
+void master_probe_answered(struct master *master, int slot, const struct message_probed *answer);
+void master_probe_forget(struct master *master, int slot); /* it is gone */
+void master_probe_pair_works(struct master *master, int a, int b);
+/* Of those who wait for the group, whom an epoch can include at once, in the order of arrival; how many. */
+int master_probe_admissible(struct master *master, int index, int16_t admissible[MAX_PEERS]);
+int master_probe_first_pending(const struct master *master, int index); /* or NO_SLOT */
+/* Until when the members should wait for newcomers that have not failed before; 0: nobody. */
+uint64_t master_probe_wait_ns(struct master *master);
+/* About a few round trips: how long that is at most. */
+uint64_t master_probe_patience_ns(const struct master *master);
+bool master_probe_anybody(const struct master *master); /* is being tried, or could be let in */
+void master_probe_has_failed(struct master *master, int slot);
+void master_probe_has_joined(struct master *master, int slot);
+uint64_t master_probe_try_after_ns(struct master *master, int slot);
+/* Tells a pending peer what it waits for. */
+void master_probe_tell(struct master *master, int slot);
 
 /* master_vote.c: joint calls. Those of the whole run share the rendezvous master->vote; that of
  * sync_shared_state is one of each group, group->sync. A group never waits in two at a time. */

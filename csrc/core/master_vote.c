@@ -56,6 +56,7 @@ static void end_vote(struct master *master, uint16_t status, uint64_t value, con
     rendezvous_close(&master->vote);
     slot_set_clear(&master->vote.come);
     master->admitting = false;
+    master->complete_ns = 0;
     for (int slot = 0; slot < MAX_PEERS; slot++) {
         if (slot_set_has(&come, slot)) {
             master_vote_result(master, slot, kind, status, value, reason);
@@ -144,13 +145,31 @@ void master_vote(struct master *master, int slot, const struct message_vote *vot
     }
 }
 
+/* Newcomers that are being reached may come along, if that takes no longer than a few round trips. */
+static bool waits_for_newcomers(struct master *master) {
+    master->complete_ns = master->complete_ns == 0 ? master->now_ns : master->complete_ns;
+    uint64_t until_ns = master_probe_wait_ns(master),
+             most_ns = master->complete_ns + master_probe_patience_ns(master);
+    until_ns = until_ns < most_ns ? until_ns : most_ns;
+    if (master->now_ns >= until_ns) {
+        return false;
+    }
+    master_watch(master, until_ns);
+    return true;
+}
+
 static void complete(struct master *master) {
     switch (master->vote.kind) {
     case VOTE_PEERS_PENDING:
-        end_vote(master, pcclSuccess, master_join_pending(master) > 0, "");
+        end_vote(master, pcclSuccess, master_probe_anybody(master), "");
         break;
     case VOTE_UPDATE_TOPOLOGY:
+        if (waits_for_newcomers(master)) {
+            break;
+        }
         master->admitting = true;
+        master->admitted_ns = master->now_ns;
+        master_watch(master, master->now_ns);
         master_join_admit(master);
         break;
     default: /* VOTE_OPTIMIZE_TOPOLOGY: bandwidth is not measured, so the order that stands is kept */
@@ -161,6 +180,7 @@ static void complete(struct master *master) {
 
 void master_vote_settle(struct master *master) {
     if (!master->vote.open) {
+        master->complete_ns = 0;
         if (!is_anybody_joining(master)) {
             count_early_votes(master);
         }
@@ -168,6 +188,8 @@ void master_vote_settle(struct master *master) {
     }
     if (!master->admitting && rendezvous_complete(&master->vote, &master->members)) {
         complete(master);
+    } else if (!master->admitting) {
+        master->complete_ns = 0;
     }
     if (master->vote.open && master->admitting && master_epoch_all_formed(master)) {
         end_vote(master, pcclSuccess, 0, "");
@@ -275,7 +297,41 @@ void master_vote_evict(struct master *master, int slot, const struct rendezvous 
                       vote_kind_name(vote->kind), (double)(master->now_ns - vote->opened_ns) / 1e9);
 }
 
+/* A group that takes long to be formed holds up no other one: those whose epoch stands have their result. */
+static void release_formed_groups(struct master *master) {
+    uint64_t due_ns = master->admitted_ns + 2 * master_probe_patience_ns(master);
+    if (master->now_ns < due_ns) {
+        master_watch(master, due_ns);
+        return;
+    }
+    for (int group = 0; group < MAX_PEERS && master->vote.open; group++) {
+        if (!master->groups[group].used || master->groups[group].epoch == 0 ||
+            master_vote_first_of(master, &master->vote, group) == NO_SLOT) {
+            continue;
+        }
+        if (master->groups[group].vote_announced) {
+            master_vote_announce(master, group, &master->vote, NO_SLOT);
+        }
+        struct slot_set come = master->vote.come;
+        for (int slot = 0; slot < MAX_PEERS; slot++) {
+            if (slot_set_has(&come, slot) && master->slots[slot].group == group) {
+                master_vote_result(master, slot, VOTE_UPDATE_TOPOLOGY, pcclSuccess, 0, "");
+                rendezvous_withdraw(&master->vote, slot);
+            }
+        }
+    }
+    if (!master->vote.open) {
+        master->admitting = false;
+        master_settle(master); /* what others have voted for meanwhile */
+    }
+}
+
 void master_vote_check(struct master *master) {
+    if (master->vote.open && master->admitting) {
+        release_formed_groups(master);
+    } else if (master->vote.open && master->complete_ns != 0) {
+        master_settle(master);
+    }
     while (master->vote.open && !master->admitting) {
         int slot = master_vote_remind(master, &master->vote, &master->members);
         if (slot == NO_SLOT) {

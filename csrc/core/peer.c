@@ -108,6 +108,12 @@ static void message_arrived(struct peer *peer, const struct message *message) {
     case MESSAGE_OP_STRAGGLERS:
         peer_wait_stragglers(peer, &message->as.stragglers);
         break;
+    case MESSAGE_PROBE:
+        peer_probe_start(peer, &message->as.probe);
+        break;
+    case MESSAGE_PENDING:
+        peer_join_pending(peer, &message->as.pending);
+        break;
     case MESSAGE_HEARTBEAT:
         break;
     default:

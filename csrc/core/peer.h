@@ -35,7 +35,7 @@ struct peer_options {
 
 enum peer_event_kind {
     /* The user's calls. Each ends in exactly one PEER_COMPLETE with its `call`. */
-    PEER_EVENT_CONNECT, /* join the run */
+    PEER_EVENT_CONNECT, /* join the run; may time out at `deadline_ns` */
     PEER_EVENT_CLOSE,   /* leave it; afterwards every other open call has ended too */
     PEER_EVENT_VOTE,    /* joint call `vote` */
     PEER_EVENT_SYNC,    /* joint call sync_shared_state with `offer`; NULL: would one be taken now? */
@@ -65,7 +65,7 @@ struct peer_event {
     uint8_t vote;  /* enum vote_kind */
     uint64_t tag;
     bool blocking;        /* EVENT_OP: the user's thread waits in it */
-    uint64_t deadline_ns; /* EVENT_OP: 0 for none */
+    uint64_t deadline_ns; /* EVENT_OP, EVENT_CONNECT: 0 for none */
     struct op_descriptor descriptor;
     const struct message_sync_offer *offer;   /* EVENT_SYNC: borrowed for the call */
     const struct message_sync_report *report; /* EVENT_SYNC_REPORT: borrowed for the call */
@@ -123,6 +123,7 @@ struct peer_action {
     const struct message_sync_plan *plan; /* borrowed for the call */
     const struct member *member;          /* PEER_LINK_OPEN, _EXPECT: borrowed for the call */
     struct link_plan link;                /* PEER_LINK_*: the key, and for OPEN and EXPECT the rest */
+    bool probe;                           /* PEER_LINK_OPEN, _EXPECT: only tried, nobody waits for it */
     const struct id *edges; /* PEER_EPOCH: MAX_EDGES keys, zero for none (enum edge): borrowed for the call */
 };
 

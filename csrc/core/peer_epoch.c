@@ -129,7 +129,9 @@ void peer_epoch_propose(struct peer *peer, const struct message_propose *propose
 
 void peer_epoch_link_up(struct peer *peer, const struct id *key, uint32_t rtt_us) {
     int index = find_link(peer, key);
-    if (index >= 0) {
+    if (index < 0) {
+        peer_probe_link_up(peer, key);
+    } else {
         peer->links[index].up = true;
         peer->links[index].rtt_us = rtt_us;
         send_ready_if_so(peer);
@@ -139,6 +141,7 @@ void peer_epoch_link_up(struct peer *peer, const struct id *key, uint32_t rtt_us
 void peer_epoch_link_down(struct peer *peer, const struct id *key, const char *reason) {
     int index = find_link(peer, key);
     if (index < 0) {
+        peer_probe_link_down(peer, key, reason);
         return;
     }
     struct peer_link link = peer->links[index];
@@ -213,6 +216,7 @@ void peer_epoch_leave(struct peer *peer) {
     while (peer->link_count > 0) {
         close_link(peer, peer->link_count - 1);
     }
+    peer_probe_leave(peer);
     peer->epoch = 0;
     peer->plan.epoch = 0;
     peer->plan.world = 0;

@@ -60,6 +60,10 @@ void peer_join_connect(struct peer *peer, const struct peer_event *event) {
         return;
     }
     peer->connect_call = event->call;
+    peer->connect_deadline_ns = event->deadline_ns;
+    peer->connect_since_ns = peer->now_ns;
+    peer->next_pending_log_ns = peer->now_ns + peer_timeout_ns(peer);
+    peer->pending_reason[0] = '\0';
     peer->plan.epoch = 0;
     memset(&peer->status, 0, sizeof peer->status);
     memset(&peer->id, 0, sizeof peer->id);
@@ -115,6 +119,35 @@ void peer_join_welcome(struct peer *peer, const struct message_welcome *welcome)
     peer->run = welcome->run;
     peer->next_heartbeat_ns = peer->now_ns + peer_heartbeat_ns(peer);
     enter(peer, PEER_PENDING);
+}
+
+/* Said after `timeout`, and again each time the wait has doubled; the latest is the text of a time-out. */
+void peer_join_pending(struct peer *peer, const struct message_pending *pending) {
+    if (peer->phase != PEER_PENDING || peer->connect_call == 0) {
+        return;
+    }
+    memcpy(peer->pending_reason, pending->reason, sizeof peer->pending_reason);
+    uint64_t waited_ns = peer->now_ns - peer->connect_since_ns;
+    if (peer->now_ns >= peer->next_pending_log_ns) {
+        peer_log(peer, PEER_LOG_WARN, "waiting to be let in for %.1f s: %s", (double)waited_ns / 1e9,
+                 pending->reason);
+        peer->next_pending_log_ns = peer->connect_since_ns + 2 * waited_ns;
+    }
+}
+
+/* The caller of connect waits no longer. */
+static void give_up_connecting(struct peer *peer) {
+    double seconds = (double)(peer->now_ns - peer->connect_since_ns) / 1e9;
+    char text[MAX_REASON_BYTES + 1];
+    if (peer->phase == PEER_PENDING) {
+        int room = MAX_REASON_BYTES - 96;
+        snprintf(text, sizeof text, "not let in within %.1f s: %.*s", seconds, room,
+                 peer->pending_reason[0] != '\0' ? peer->pending_reason
+                                                 : "the master has not said yet what it waits for");
+    } else {
+        snprintf(text, sizeof text, "can't join the run: no answer of the master within %.1f s", seconds);
+    }
+    drop_all(peer, PEER_IDLE, pcclTimeout, text);
 }
 
 void peer_join_refused(struct peer *peer, const struct message_refused *refused) {
@@ -193,6 +226,7 @@ static void heartbeat(struct peer *peer) {
     }
     struct message message = {.type = MESSAGE_HEARTBEAT};
     peer_send(peer, &message);
+    peer_probe_heartbeat(peer);
     peer->next_heartbeat_ns = peer->now_ns + peer_heartbeat_ns(peer);
 }
 
@@ -212,7 +246,10 @@ static void give_up_greeting(struct peer *peer) {
 }
 
 void peer_join_tick(struct peer *peer) {
-    if (is_joined(peer)) {
+    if (peer->connect_call != 0 && peer->connect_deadline_ns != 0 &&
+        peer->now_ns >= peer->connect_deadline_ns) {
+        give_up_connecting(peer);
+    } else if (is_joined(peer)) {
         heartbeat(peer);
         uint64_t silent_ns = peer->now_ns - peer->last_heard_ns;
         if (peer->now_ns > peer->last_heard_ns && silent_ns >= peer_timeout_ns(peer)) {
@@ -232,7 +269,7 @@ void peer_join_tick(struct peer *peer) {
     }
 }
 
-uint64_t peer_join_deadline(const struct peer *peer) {
+static uint64_t deadline_of_phase(const struct peer *peer) {
     if (!is_joined(peer)) {
         return peer->phase == PEER_IDLE || peer->phase == PEER_OUT ? UINT64_MAX : peer->phase_deadline_ns;
     }
@@ -240,6 +277,12 @@ uint64_t peer_join_deadline(const struct peer *peer) {
     deadline_ns = peer->next_heartbeat_ns < deadline_ns ? peer->next_heartbeat_ns : deadline_ns;
     bool closes_first = peer->close_waits && peer->phase_deadline_ns < deadline_ns;
     return closes_first ? peer->phase_deadline_ns : deadline_ns;
+}
+
+uint64_t peer_join_deadline(const struct peer *peer) {
+    uint64_t deadline_ns = deadline_of_phase(peer);
+    bool bounded = peer->connect_call != 0 && peer->connect_deadline_ns != 0;
+    return bounded && peer->connect_deadline_ns < deadline_ns ? peer->connect_deadline_ns : deadline_ns;
 }
 
 bool peer_join_hinders(const struct peer *peer, uint16_t *status, const char **text) {

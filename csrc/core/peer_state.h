@@ -62,6 +62,14 @@ struct peer_link {
     uint32_t rtt_us;
 };
 
+/* A link that is tried before an epoch needs it. Whoever opened it closes it, at its second heartbeat after it
+ * is up: by then the other end has seen it up, too. */
+struct peer_probe {
+    bool used, opener, up;
+    uint8_t heartbeats; /* since it is up */
+    struct id key;
+};
+
 struct peer_mark {
     uint64_t tag;
     uint16_t status;
@@ -79,6 +87,9 @@ struct peer {
     char master_where[160]; /* as PEER_EVENT_CONTROL_OPEN has told, cut to fit */
     struct id id, run;
     uint64_t connect_call, close_call; /* 0: none */
+    uint64_t connect_deadline_ns;      /* 0: none */
+    uint64_t connect_since_ns, next_pending_log_ns;
+    char pending_reason[MAX_REASON_BYTES + 1]; /* why this peer is not let in yet; "" if nobody has said */
     /* For the commit of ops returned early: the goodbye is said then. All other calls have ended. */
     bool close_waits;
     uint64_t phase_deadline_ns; /* of CONNECTING, GREETING and LEAVING, and of `close_waits` */
@@ -90,6 +101,7 @@ struct peer {
     bool ready_sent;
     struct peer_link links[MAX_LINKS];
     uint32_t link_count;
+    struct peer_probe probes[MAX_PROBES];
     uint32_t tree_bytes;       /* up to which ops use the tree in this epoch */
     uint64_t commits_seen;     /* in this epoch */
     struct peer_status status; /* of the last committed epoch */
@@ -143,6 +155,7 @@ void peer_join_welcome(struct peer *peer, const struct message_welcome *welcome)
 void peer_join_refused(struct peer *peer, const struct message_refused *refused);
 void peer_join_evicted(struct peer *peer, const struct message_refused *evicted);
 void peer_join_farewell(struct peer *peer);
+void peer_join_pending(struct peer *peer, const struct message_pending *pending);
 void peer_join_tick(struct peer *peer);
 uint64_t peer_join_deadline(const struct peer *peer);
 /* Why a call can't be made now: writes a status and a sentence, or returns false if it can. */
@@ -154,6 +167,14 @@ void peer_epoch_commit(struct peer *peer, const struct message_commit_epoch *com
 void peer_epoch_link_up(struct peer *peer, const struct id *key, uint32_t rtt_us);
 void peer_epoch_link_down(struct peer *peer, const struct id *key, const char *reason);
 void peer_epoch_leave(struct peer *peer); /* closes all links and forgets the plan */
+
+/* peer_probe.c */
+void peer_probe_start(struct peer *peer, const struct message_probe *probe);
+/* These ignore a key that no probe has. */
+void peer_probe_link_up(struct peer *peer, const struct id *key);
+void peer_probe_link_down(struct peer *peer, const struct id *key, const char *reason);
+void peer_probe_heartbeat(struct peer *peer);
+void peer_probe_leave(struct peer *peer); /* closes all of them */
 
 /* peer_op.c */
 void peer_op_init(struct peer *peer);

@@ -318,7 +318,7 @@ void engine_start(struct engine *engine, const struct peer_action *action, struc
 }
 
 static void end_op(struct engine *engine, struct op *op) {
-    for (int i = 0; i < MAX_LINKS; i++) {
+    for (int i = 0; i < MAX_HELD_LINKS; i++) {
         struct link *link = &engine->links->links[i];
         for (uint16_t s = 0; link->streams != NULL && s < link->stream_count; s++) {
             stream_forget_op(&link->streams[s], op);

@@ -269,7 +269,7 @@ static void sort_link(struct engine *engine, struct link *link) {
 
 void engine_sort_held(struct engine *engine) {
     if (engine->held_count > 0 && (engine->sort_all || engine->sort_tag)) {
-        for (int i = 0; i < MAX_LINKS; i++) {
+        for (int i = 0; i < MAX_HELD_LINKS; i++) {
             struct link *link = &engine->links->links[i];
             if (link->state == LINK_UP) {
                 sort_link(engine, link);

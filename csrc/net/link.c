@@ -45,7 +45,7 @@ static void tear_down(struct link *link) {
 }
 
 void link_set_free(struct link_set *set) {
-    for (int i = 0; i < MAX_LINKS; i++) {
+    for (int i = 0; i < MAX_HELD_LINKS; i++) {
         if (set->links[i].state != LINK_FREE) {
             tear_down(&set->links[i]);
         }
@@ -53,7 +53,7 @@ void link_set_free(struct link_set *set) {
 }
 
 static struct link *find_key(struct link_set *set, const struct id *key) {
-    for (int i = 0; i < MAX_LINKS; i++) {
+    for (int i = 0; i < MAX_HELD_LINKS; i++) {
         if (set->links[i].state != LINK_FREE && id_equal(&set->links[i].key, key)) {
             return &set->links[i];
         }
@@ -90,7 +90,7 @@ bool link_fail(struct link *link, const char *format, ...) {
 }
 
 struct link *link_next_report(struct link_set *set) {
-    for (int i = 0; i < MAX_LINKS; i++) {
+    for (int i = 0; i < MAX_HELD_LINKS; i++) {
         if (set->links[i].report) {
             set->links[i].report = false;
             return &set->links[i];
@@ -293,7 +293,7 @@ static bool read_answer(struct stream *stream) {
 }
 
 static struct link *vacant(struct link_set *set) {
-    for (int i = 0; i < MAX_LINKS; i++) {
+    for (int i = 0; i < MAX_HELD_LINKS; i++) {
         if (set->links[i].state == LINK_FREE) {
             return &set->links[i];
         }
@@ -301,7 +301,7 @@ static struct link *vacant(struct link_set *set) {
     return NULL;
 }
 
-void link_build(struct link_set *set, const struct link_plan *plan, const struct member *member) {
+void link_build(struct link_set *set, const struct link_plan *plan, const struct member *member, bool probe) {
     struct link *link = vacant(set);
     CHECK(link != NULL && plan->streams >= 1 && plan->streams <= MAX_STREAMS);
     *link = (struct link){.state = LINK_BUILDING,
@@ -309,6 +309,7 @@ void link_build(struct link_set *set, const struct link_plan *plan, const struct
                           .key = plan->key,
                           .member = *member,
                           .opener = plan->opener,
+                          .probe = probe,
                           .stream_count = plan->streams,
                           .build_deadline_ns = clock_now_ns() + set->timeout_ns,
                           .ping_interval_ns = heartbeat_ns(set),
@@ -429,11 +430,11 @@ static bool write_link(struct link *link) {
  * next turn, as does who has more than a batch: between two reads so little keeps what waits in the kernel
  * short, and in the caches. */
 void link_set_write(struct link_set *set) {
-    bool has_more[MAX_LINKS] = {false};
+    bool has_more[MAX_HELD_LINKS] = {false};
     bool tried = true;
     for (int pass = 0; tried && pass < MAX_EDGES; pass++) {
         tried = false;
-        for (int i = 0; i < MAX_LINKS; i++) {
+        for (int i = 0; i < MAX_HELD_LINKS; i++) {
             struct link *link = &set->links[i];
             if (!has_more[i] && link->state == LINK_UP && link->wants_write) {
                 link->wants_write = has_more[i] = write_link(link);
@@ -444,8 +445,9 @@ void link_set_write(struct link_set *set) {
 }
 
 bool link_set_is_building(const struct link_set *set) {
-    for (int i = 0; i < MAX_LINKS; i++) {
-        if (set->links[i].state != LINK_FREE && set->links[i].state != LINK_UP) {
+    for (int i = 0; i < MAX_HELD_LINKS; i++) {
+        const struct link *link = &set->links[i];
+        if (link->state != LINK_FREE && link->state != LINK_UP && !link->probe) {
             return true;
         }
     }
@@ -453,7 +455,7 @@ bool link_set_is_building(const struct link_set *set) {
 }
 
 bool link_set_is_local(const struct link_set *set) {
-    for (int i = 0; i < MAX_LINKS; i++) {
+    for (int i = 0; i < MAX_HELD_LINKS; i++) {
         if (set->links[i].state == LINK_UP && set->links[i].is_local) {
             return true;
         }
@@ -462,7 +464,7 @@ bool link_set_is_local(const struct link_set *set) {
 }
 
 bool link_set_has_output(const struct link_set *set) {
-    for (int i = 0; i < MAX_LINKS; i++) {
+    for (int i = 0; i < MAX_HELD_LINKS; i++) {
         if (set->links[i].state == LINK_UP && set->links[i].wants_write) {
             return true;
         }
@@ -528,7 +530,7 @@ static void tick_up(struct link *link, uint64_t now_ns) {
 }
 
 void link_set_tick(struct link_set *set, uint64_t now_ns) {
-    for (int i = 0; i < MAX_LINKS; i++) {
+    for (int i = 0; i < MAX_HELD_LINKS; i++) {
         struct link *link = &set->links[i];
         if (link->state == LINK_BUILDING) {
             tick_building(link, now_ns);
@@ -544,7 +546,7 @@ static uint64_t earlier(uint64_t a, uint64_t b) {
 
 uint64_t link_set_deadline(const struct link_set *set) {
     uint64_t deadline = UINT64_MAX;
-    for (int i = 0; i < MAX_LINKS; i++) {
+    for (int i = 0; i < MAX_HELD_LINKS; i++) {
         const struct link *link = &set->links[i];
         if (link->state == LINK_UP) {
             deadline = earlier(deadline, link->last_sent_ns + link->ping_interval_ns);

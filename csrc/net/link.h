@@ -31,6 +31,7 @@ struct link {
     struct id key;
     struct member member; /* the other end */
     bool opener;
+    bool probe; /* only tried: nobody waits for it */
     uint16_t stream_count, open_streams;
     struct stream *streams; /* owned */
     uint16_t turn;          /* the stream that writes first next time */
@@ -55,20 +56,22 @@ struct link {
     struct list ready, starved, granting;
 };
 
+enum { MAX_HELD_LINKS = MAX_LINKS + MAX_PROBES };
+
 struct link_set {
     struct poller *poller;
     struct engine *engine;
     struct id run, self; /* `self` is zero until the first link of a membership is built */
     uint64_t timeout_ns;
     bool tcp_only; /* none through memory */
-    struct link links[MAX_LINKS];
+    struct link links[MAX_HELD_LINKS];
 };
 
 void link_set_init(struct link_set *set, struct poller *poller, struct engine *engine, uint64_t timeout_ns);
 void link_set_free(struct link_set *set);
 
 /* PEER_LINK_OPEN and PEER_LINK_EXPECT; what goes wrong is reported as that the link is down. */
-void link_build(struct link_set *set, const struct link_plan *plan, const struct member *member);
+void link_build(struct link_set *set, const struct link_plan *plan, const struct member *member, bool probe);
 /* PEER_LINK_CLOSE. Ignores a key that it does not know. */
 void link_close(struct link_set *set, const struct id *key);
 /* NULL if there is none that is up. */
@@ -92,7 +95,7 @@ enum link_adoption link_adopt(struct link_set *set, const struct link_greeting *
 bool link_stream_ready(struct stream *stream);
 /* Writes a batch of each link, and what that makes ready on others. */
 void link_set_write(struct link_set *set);
-/* A link is not up yet, or not any more. */
+/* A link that an epoch needs is not up yet, or not any more. */
 bool link_set_is_building(const struct link_set *set);
 /* Some neighbour is on this machine. */
 bool link_set_is_local(const struct link_set *set);

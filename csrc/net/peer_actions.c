@@ -63,7 +63,7 @@ static void build_link(struct peer_loop *loop, const struct peer_action *action)
     peer_get_status(loop->machine, &status);
     loop->links.run = status.run;
     loop->links.self = status.id;
-    link_build(&loop->links, &action->link, action->member);
+    link_build(&loop->links, &action->link, action->member, action->probe);
     if (action->kind == PEER_LINK_EXPECT) {
         listener_match(&loop->listener);
     }

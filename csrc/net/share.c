@@ -146,7 +146,7 @@ static void collect(struct shares *shares, struct link_set *links, struct list *
             stream_read_begin(stream);
         }
     }
-    for (int i = 0; i < MAX_LINKS; i++) {
+    for (int i = 0; i < MAX_HELD_LINKS; i++) {
         if (links->links[i].state == LINK_UP && links->links[i].wants_write) {
             collect_output(shares, &links->links[i]);
         }

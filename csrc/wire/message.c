@@ -166,6 +166,23 @@ static void body_unreachable(struct cursor *cursor, struct message_unreachable *
     reason(cursor, unreachable->reason);
 }
 
+static void body_probe(struct cursor *cursor, struct message_probe *probe) {
+    cursor_id(cursor, &probe->key);
+    cursor_bool(cursor, &probe->opener);
+    member(cursor, &probe->member);
+}
+
+static void body_probed(struct cursor *cursor, struct message_probed *probed) {
+    cursor_id(cursor, &probed->key);
+    cursor_bool(cursor, &probed->reached);
+    reason(cursor, probed->reason);
+}
+
+static void body_pending(struct cursor *cursor, struct message_pending *pending) {
+    cursor_u32(cursor, &pending->waited_ms);
+    reason(cursor, pending->reason);
+}
+
 static void body_vote(struct cursor *cursor, struct message_vote *vote) {
     vote_kind(cursor, &vote->kind, VOTE_NONE);
     cursor_id(cursor, &vote->peer);
@@ -296,6 +313,15 @@ static bool body_of_membership(struct cursor *cursor, struct message *message) {
         return true;
     case MESSAGE_EVICTED:
         body_evicted(cursor, &message->as.refused);
+        return true;
+    case MESSAGE_PROBE:
+        body_probe(cursor, &message->as.probe);
+        return true;
+    case MESSAGE_PROBED:
+        body_probed(cursor, &message->as.probed);
+        return true;
+    case MESSAGE_PENDING:
+        body_pending(cursor, &message->as.pending);
         return true;
     case MESSAGE_HEARTBEAT:
     case MESSAGE_GOODBYE:
@@ -445,6 +471,9 @@ const char *message_name(enum message_type type) {
         [MESSAGE_SYNC_OFFER] = "SYNC_OFFER",
         [MESSAGE_SYNC_PLAN] = "SYNC_PLAN",
         [MESSAGE_SYNC_REPORT] = "SYNC_REPORT",
+        [MESSAGE_PROBE] = "PROBE",
+        [MESSAGE_PROBED] = "PROBED",
+        [MESSAGE_PENDING] = "PENDING",
         [MESSAGE_OP_DONE] = "OP_DONE",
         [MESSAGE_OP_COMMIT] = "OP_COMMIT",
         [MESSAGE_OP_MISMATCH] = "OP_MISMATCH",

@@ -49,6 +49,9 @@ enum message_type {
     MESSAGE_SYNC_OFFER,    /* peer: my user has called sync_shared_state with this state */
     MESSAGE_SYNC_PLAN,     /* master: whose state it is, and your part in it */
     MESSAGE_SYNC_REPORT,   /* peer: how far I am with my part */
+    MESSAGE_PROBE,         /* master: try a link to ..., which the next epoch may need */
+    MESSAGE_PROBED,        /* peer: what came of it */
+    MESSAGE_PENDING,       /* master: you wait to be let in since ..., because ... (the answer to a HEARTBEAT) */
     MESSAGE_TYPE_END
 };
 
@@ -123,6 +126,8 @@ struct link_plan {
 
 enum { MAX_LINKS = 16 }; /* of one peer in one epoch: two for the ring, the rest for the tree */
 
+enum { MAX_PROBES = 16 }; /* links that one peer tries at a time, beside those of its epoch */
+
 struct message_propose {
     uint64_t epoch;
     uint8_t fate;        /* enum fate: of ops of the epoch before */
@@ -175,6 +180,24 @@ struct message_commit_epoch {
     uint16_t served_count, failed_count;
     struct served_op served_ops[MAX_OP_SLOTS];
     uint64_t failed_tags[MAX_FAILED_TAGS];
+};
+
+/* A link of one stream that is closed again once it is up. Both ends are told, and both answer. */
+struct message_probe {
+    struct id key;
+    bool opener; /* the receiver of this message connects; else it is connected to */
+    struct member member; /* the other end; its id is zero if there is none: only the answer counts */
+};
+
+struct message_probed {
+    struct id key;
+    bool reached;
+    char reason[MAX_REASON_BYTES + 1]; /* if not */
+};
+
+struct message_pending {
+    uint32_t waited_ms;
+    char reason[MAX_REASON_BYTES + 1]; /* "peer b (3f09ab12) has not called update_topology()" */
 };
 
 struct message_vote { /* also MESSAGE_VOTE_OPENED, where `peer` is the first voter */
@@ -287,6 +310,9 @@ struct message {
         struct message_ready ready;
         struct message_unreachable unreachable; /* also MESSAGE_LINK_LOST */
         struct message_commit_epoch commit_epoch;
+        struct message_probe probe;
+        struct message_probed probed;
+        struct message_pending pending;
         struct message_vote vote; /* also MESSAGE_VOTE_OPENED */
         struct message_sync_offer sync_offer;
         struct message_sync_plan sync_plan;

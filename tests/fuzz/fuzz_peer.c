@@ -53,7 +53,7 @@ static void perform(void *context, const struct peer_action *action) {
         break;
     case PEER_LINK_OPEN:
     case PEER_LINK_EXPECT:
-        CHECK(++links <= MAX_LINKS);
+        CHECK(++links <= MAX_LINKS + MAX_PROBES);
         break;
     case PEER_LINK_CLOSE:
         CHECK(--links >= 0);

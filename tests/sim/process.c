@@ -329,7 +329,7 @@ static struct conn *find_conn(struct world *world, uint64_t number) {
 static void master_send(struct process *master, struct conn *conn, const struct message *message) {
     struct world *world = master->world;
     struct process *peer = conn->ends[0].process;
-    if (message->type != MESSAGE_HEARTBEAT) {
+    if (message->type != MESSAGE_HEARTBEAT && message->type != MESSAGE_PENDING) {
         char text[TEXT_BYTES];
         message_describe(world, message, text, sizeof text);
         trace(world, "master > %s: %s", peer->name, text);

@@ -202,6 +202,17 @@ void message_describe(struct world *world, const struct message *message, char *
         snprintf(text, bytes, "%s %s: %s", name, status_name(message->as.refused.status),
                  message->as.refused.reason);
         break;
+    case MESSAGE_PROBE:
+        snprintf(text, bytes, "%s %s%s", name,
+                 id_is_zero(&message->as.probe.member.id) ? ""
+                 : message->as.probe.opener               ? ">"
+                                                          : "<",
+                 id_name(world, &message->as.probe.member.id));
+        break;
+    case MESSAGE_PROBED:
+        snprintf(text, bytes, "%s %s%s", name, message->as.probed.reached ? "works" : "fails: ",
+                 message->as.probed.reason);
+        break;
     case MESSAGE_CENSUS:
         snprintf(text, bytes, "%s peers=%u groups=%u largest=%u", name, (unsigned)message->as.census.peers,
                  (unsigned)message->as.census.groups, (unsigned)message->as.census.largest_group);
