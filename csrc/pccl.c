@@ -416,13 +416,17 @@ pcclResult_t pcclSetMasterAddresses(pcclComm_t *comm, const ccoip_socket_address
     return result;
 }
 
-pcclResult_t pcclConnect(pcclComm_t *comm) {
+pcclResult_t pcclConnectWithin(pcclComm_t *comm, uint32_t timeout_ms) {
     pcclResult_t result = public_call_begin(comm, "pcclConnect");
     if (result == pcclSuccess) {
-        result = comm_connect(comm_of(comm));
+        result = comm_connect(comm_of(comm), timeout_ms);
         comm_leave(comm_of(comm));
     }
     return result;
+}
+
+pcclResult_t pcclConnect(pcclComm_t *comm) {
+    return pcclConnectWithin(comm, 0);
 }
 
 static pcclResult_t vote(const pcclComm_t *comm, const char *call, uint8_t kind, uint64_t *value_out) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import time
 import weakref
@@ -184,11 +185,18 @@ class Communicator(Collectives):
 
     # --- joining and leaving -----------------------------------------------------------------------------
 
-    def connect(self, n_attempts: int = 5) -> Communicator:
+    def connect(self, n_attempts: int = 5, *, timeout: float | None = None) -> Communicator:
         """Join the run. Returns at once when alone; else when the accepted peers have called
         update_topology(). What another attempt may cure is tried again a second later, `n_attempts` times in
-        all: no master that answers, a full run, an eviction before this peer was let in, no descriptor."""
+        all: no master that answers, a full run, an eviction before this peer was let in, no descriptor.
+
+        timeout: seconds that all attempts, and the wait to be let in, may take together; then
+            PCCLTimeoutError, which says who has not called what. connect() may be called again. None: no
+            bound.
+        """
         integer(n_attempts, 1, 2**31, "n_attempts")
+        milliseconds(timeout, "timeout")
+        ends = math.inf if timeout is None else time.monotonic() + timeout
         if is_ending() is not None:
             raise error_for(
                 Result.INVALID_USAGE, f"the program is ending: its main thread has ended by {is_ending()!r}"
@@ -196,12 +204,13 @@ class Communicator(Collectives):
         for attempt in range(1, n_attempts + 1):
             try:
                 self._find_master()
-                _interrupt.call(lib.pcclConnect, self._handle)
+                left_s = max(ends - time.monotonic(), 0.001) if timeout is not None else None
+                _interrupt.call(lib.pcclConnectWithin, self._handle, milliseconds(left_s, "timeout"))
                 break
             except PCCLError as error:
                 if error.result not in _WORTH_ANOTHER_ATTEMPT:
                     raise
-                if attempt == n_attempts:
+                if attempt == n_attempts or time.monotonic() + _SECONDS_BETWEEN_ATTEMPTS >= ends:
                     if attempt > 1:
                         raise error_for(error.result, f"{error} ({attempt} attempts)") from None
                     raise

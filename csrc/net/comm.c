@@ -227,7 +227,8 @@ static pcclResult_t start_thread(struct comm *comm) {
     return error == 0 ? pcclSuccess : start_failed(comm, error, what);
 }
 
-pcclResult_t comm_connect(struct comm *comm) {
+pcclResult_t comm_connect(struct comm *comm, uint32_t timeout_ms) {
+    uint64_t deadline_ns = timeout_ms == 0 ? 0 : clock_now_ns() + timeout_ms * NS_PER_MS;
     pcclResult_t result = start_thread(comm);
     if (result != pcclSuccess) {
         return result;
@@ -235,7 +236,7 @@ pcclResult_t comm_connect(struct comm *comm) {
     pthread_mutex_lock(&comm->mutex);
     struct dial_place place = comm->master;
     pthread_mutex_unlock(&comm->mutex);
-    struct call call = {.kind = PEER_EVENT_CONNECT, .place = &place};
+    struct call call = {.kind = PEER_EVENT_CONNECT, .place = &place, .deadline_ns = deadline_ns};
     return comm_run(comm, &call);
 }
 

@@ -25,8 +25,8 @@ void comm_set_interrupt_check(struct comm *comm, bool (*check)(void *), void *co
 bool comm_enter(struct comm *comm);
 void comm_leave(struct comm *comm);
 
-/* Starts the net thread if there is none yet, and joins the run. */
-pcclResult_t comm_connect(struct comm *comm);
+/* Starts the net thread if there is none yet, and joins the run, within `timeout_ms`; 0: no bound. */
+pcclResult_t comm_connect(struct comm *comm, uint32_t timeout_ms);
 /* Where the next comm_connect() looks for the master. */
 void comm_set_master(struct comm *comm, const struct dial_place *place);
 pcclResult_t comm_close(struct comm *comm);
