@@ -95,8 +95,8 @@ bool master_epoch_forgive(struct master *master, struct group *group) {
             any = slot_set_has(&master->bad[group->ring[i]], group->ring[k]);
         }
     }
-    if (!any || (group->forgiven_ns != 0 &&
-                 master->now_ns - group->forgiven_ns < TIMEOUTS_TO_FORGIVE * longest_ns)) {
+    if (!any ||
+        (group->forgiven_ns != 0 && master->now_ns - group->forgiven_ns < TIMEOUTS_TO_FORGIVE * longest_ns)) {
         return false;
     }
     group->forgiven_ns = master->now_ns;
@@ -371,9 +371,8 @@ static void reform_without_link(struct master *master, int slot, int other, cons
                                 const char *reason) {
     master_links_drop(master, slot, other);
     char from[LABEL_BYTES], to[LABEL_BYTES];
-    struct ending ending =
-        ending_abort(pcclRankConnectionLost, what, master_label(master, slot, from),
-                     master_label(master, other, to), reason);
+    struct ending ending = ending_abort(pcclRankConnectionLost, what, master_label(master, slot, from),
+                                        master_label(master, other, to), reason);
     master_epoch_reform(master, master->slots[slot].group, &ending);
     master_settle(master);
 }
@@ -397,8 +396,8 @@ static struct lossy_pair *find_lossy(struct group *group, int a, int b) {
     struct lossy_pair *oldest = &group->lossy[0];
     for (int i = 0; i < MAX_LOSSY_PAIRS; i++) {
         struct lossy_pair *pair = &group->lossy[i];
-        if (pair->count > 0 && ((pair->slots[0] == a && pair->slots[1] == b) ||
-                                (pair->slots[0] == b && pair->slots[1] == a))) {
+        if (pair->count > 0 &&
+            ((pair->slots[0] == a && pair->slots[1] == b) || (pair->slots[0] == b && pair->slots[1] == a))) {
             return pair;
         }
         oldest = pair->last_ns < oldest->last_ns ? pair : oldest;
@@ -497,9 +496,9 @@ static void evict_late(struct master *master, struct group *group) {
     char reason[MAX_REASON_BYTES + 1], label[LABEL_BYTES];
     snprintf(reason, sizeof reason, "it did not make its links within %.1f s", seconds);
     int first = slot_set_next(&late, 0), others = slot_set_count(&late) - 1;
-    struct ending ending = ending_abort(pcclRankConnectionLost, "peer %s%s evicted: %s",
-                                        master_label(master, first, label),
-                                        others > 0 ? " and others were" : " was", reason);
+    struct ending ending =
+        ending_abort(pcclRankConnectionLost, "peer %s%s evicted: %s", master_label(master, first, label),
+                     others > 0 ? " and others were" : " was", reason);
     int index = (int)(group - master->groups);
     for (int slot = first; slot >= 0; slot = slot + 1 < MAX_PEERS ? slot_set_next(&late, slot + 1) : -1) {
         master_join_expel(master, slot, pcclEvicted, reason);

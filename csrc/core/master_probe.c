@@ -1,9 +1,9 @@
-/* Newcomers are tried while the old epoch runs on: whoever is let in has been reached already, so that members do
- * not wait for somebody who can't be.
+/* Newcomers are tried while the old epoch runs on: whoever is let in has been reached already, so that
+ * members do not wait for somebody who can't be.
  *
  * A newcomer first tries links to some members of its group, its anchors. Once one of them is up it counts as
- * reached and is drafted: all links that an epoch of the members and the drafted would need, and that are not known
- * to work, are tried as well. update_topology admits those of the draft whose links all work. */
+ * reached and is drafted: all links that an epoch of the members and the drafted would need, and that are not
+ * known to work, are tried as well. update_topology admits those of the draft whose links all work. */
 #include <stdio.h>
 #include <string.h>
 
@@ -90,13 +90,13 @@ static void start(struct master *master, int opener, int acceptor) {
     a->probe_count++;
     b->probe_count++;
     uint64_t timeout_ns = a->timeout_ns < b->timeout_ns ? a->timeout_ns : b->timeout_ns;
-    *probe = (struct probe){.used = true,
-                            .opener = (int16_t)opener,
-                            .acceptor = (int16_t)acceptor,
-                            .key = random_id(&master->random),
-                            .started_ns = master->now_ns,
-                            .deadline_ns =
-                                master->now_ns + timeout_ns + 2 * timeout_ns / HEARTBEATS_PER_TIMEOUT};
+    *probe =
+        (struct probe){.used = true,
+                       .opener = (int16_t)opener,
+                       .acceptor = (int16_t)acceptor,
+                       .key = random_id(&master->random),
+                       .started_ns = master->now_ns,
+                       .deadline_ns = master->now_ns + timeout_ns + 2 * timeout_ns / HEARTBEATS_PER_TIMEOUT};
     master_watch(master, probe->deadline_ns);
     struct id key = probe->key;
     tell(master, acceptor, &key, false, opener);
@@ -118,7 +118,8 @@ static void note_failure(struct slot *newcomer, const char *text) {
 /* It may be dead, or cut off from the master, and nobody knows yet. */
 static bool is_silent(const struct master *master, int slot) {
     const struct slot *peer = &master->slots[slot];
-    return master->now_ns - peer->last_heard_ns > SILENT_HEARTBEATS * peer->timeout_ns / HEARTBEATS_PER_TIMEOUT;
+    return master->now_ns - peer->last_heard_ns >
+           SILENT_HEARTBEATS * peer->timeout_ns / HEARTBEATS_PER_TIMEOUT;
 }
 
 /* Nothing is held against a healthy peer because the other one is about to be put out. */
@@ -229,8 +230,8 @@ static int list_pending(const struct master *master, int group, int16_t list[MAX
     return count;
 }
 
-/* Whom a newcomer tries first: the members between whom it would stand, then the others; if its group has none,
- * others who wait for it. */
+/* Whom a newcomer tries first: the members between whom it would stand, then the others; if its group has
+ * none, others who wait for it. */
 static int list_anchors(const struct master *master, int newcomer, int16_t anchors[MAX_PEERS]) {
     const struct group *group = &master->groups[master->slots[newcomer].group];
     if (group->size == 0) {

@@ -159,14 +159,14 @@ struct master {
 
     uint64_t connections[MAX_PEERS]; /* of each slot; 0: free */
     struct slot slots[MAX_PEERS];
-    struct slot_set members;            /* in state SLOT_MEMBER */
-    struct slot_set bad[MAX_PEERS];     /* pairs that could not be linked, either way */
+    struct slot_set members;              /* in state SLOT_MEMBER */
+    struct slot_set bad[MAX_PEERS];       /* pairs that could not be linked, either way */
     struct slot_set cant_open[MAX_PEERS]; /* to whom each slot could not open a link */
     struct slot_set good[MAX_PEERS];      /* pairs that are linked, or have been tried and could be */
     struct probe probes[MAX_MASTER_PROBES];
     struct failed_newcomer failed_newcomers[MAX_FAILED_NEWCOMERS];
-    struct group draft;           /* of a plan with newcomers: only its ring and tree count */
-    uint16_t unknown[MAX_PEERS];  /* links of the draft that are not known to work, for each slot */
+    struct group draft;          /* of a plan with newcomers: only its ring and tree count */
+    uint16_t unknown[MAX_PEERS]; /* links of the draft that are not known to work, for each slot */
     struct group groups[MAX_PEERS];
 
     struct rendezvous vote; /* run-wide */
@@ -211,8 +211,8 @@ void master_watch(struct master *master, uint64_t deadline_ns);
 
 /* What `to` is told of `other`. */
 void master_describe(const struct master *master, int to, int other, struct member *member);
-/* The least timeout that at least half of the members do not exceed: one with a long timeout does not make all
- * others wait, nor does an impatient one hurry them. */
+/* The least timeout that at least half of the members do not exceed: one with a long timeout does not make
+ * all others wait, nor does an impatient one hurry them. */
 uint64_t master_run_timeout_ns(const struct master *master);
 /* The same of the members of one group; if it has none yet, of the run's, who wait for it. */
 uint64_t master_group_timeout_ns(const struct master *master, const struct group *group);
@@ -227,8 +227,8 @@ __attribute__((format(printf, 4, 5))) void master_join_evict(struct master *mast
 /* The same for a peer whose group is being reformed by the caller. */
 void master_join_expel(struct master *master, int slot, uint16_t status, const char *reason);
 void master_join_check(struct master *master);
-/* Into new plans of their groups: all who can be linked. If the run has no members, those of each group, or else
- * the one who came first. */
+/* Into new plans of their groups: all who can be linked. If the run has no members, those of each group, or
+ * else the one who came first. */
 void master_join_admit(struct master *master);
 uint32_t master_join_pending(const struct master *master);
 
@@ -257,9 +257,9 @@ bool master_epoch_forgive(struct master *master, struct group *group);
 /* Orders the `size` slots of `ring` so that no two neighbours are a bad pair, changing as little as it
  * can. False if there is no such order, or none was found within a bounded search. */
 bool master_ring_order(const struct master *master, int16_t *ring, uint16_t size);
-/* Whom to leave out so that the others may form a ring: the one in most bad pairs, of which those with newcomers
- * are not held against members; then a newcomer before a member, then the one who alone says that links break,
- * then the latest to arrive. */
+/* Whom to leave out so that the others may form a ring: the one in most bad pairs, of which those with
+ * newcomers are not held against members; then a newcomer before a member, then the one who alone says that
+ * links break, then the latest to arrive. */
 int master_ring_outcast(const struct master *master, const int16_t *ring, uint16_t size);
 
 /* master_op.c */

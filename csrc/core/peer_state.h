@@ -62,8 +62,8 @@ struct peer_link {
     uint32_t rtt_us;
 };
 
-/* A link that is tried before an epoch needs it. Whoever opened it closes it, at its second heartbeat after it
- * is up: by then the other end has seen it up, too. */
+/* A link that is tried before an epoch needs it. Whoever opened it closes it, at its second heartbeat after
+ * it is up: by then the other end has seen it up, too. */
 struct peer_probe {
     bool used, opener, up;
     uint8_t heartbeats; /* since it is up */

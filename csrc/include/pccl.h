@@ -308,8 +308,8 @@ PCCL_EXPORT pcclResult_t pcclSetMasterAddresses(pcclComm_t *comm, const ccoip_so
 /* Joins the run. Returns at once when alone; else when the accepted peers have called
  * pcclUpdateTopology, without a bound. After the master was lost, or an eviction, it joins anew. */
 PCCL_EXPORT pcclResult_t pcclConnect(pcclComm_t *comm);
-/* The same, but waits no longer than `timeout_ms` (0: no bound). Then pcclTimeout, and pcclGetLastError says who
- * has not called what; the communicator may connect again. */
+/* The same, but waits no longer than `timeout_ms` (0: no bound). Then pcclTimeout, and pcclGetLastError says
+ * who has not called what; the communicator may connect again. */
 PCCL_EXPORT pcclResult_t pcclConnectWithin(pcclComm_t *comm, uint32_t timeout_ms);
 
 /* Joint calls: they return when all accepted peers of the run have made the same call. */

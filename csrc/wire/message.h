@@ -51,7 +51,7 @@ enum message_type {
     MESSAGE_SYNC_REPORT,   /* peer: how far I am with my part */
     MESSAGE_PROBE,         /* master: try a link to ..., which the next epoch may need */
     MESSAGE_PROBED,        /* peer: what came of it */
-    MESSAGE_PENDING,       /* master: you wait to be let in since ..., because ... (the answer to a HEARTBEAT) */
+    MESSAGE_PENDING, /* master: you wait to be let in since ..., because ... (the answer to a HEARTBEAT) */
     MESSAGE_TYPE_END
 };
 
@@ -185,7 +185,7 @@ struct message_commit_epoch {
 /* A link of one stream that is closed again once it is up. Both ends are told, and both answer. */
 struct message_probe {
     struct id key;
-    bool opener; /* the receiver of this message connects; else it is connected to */
+    bool opener;          /* the receiver of this message connects; else it is connected to */
     struct member member; /* the other end; its id is zero if there is none: only the answer counts */
 };
 

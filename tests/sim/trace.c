@@ -210,8 +210,8 @@ void message_describe(struct world *world, const struct message *message, char *
                  id_name(world, &message->as.probe.member.id));
         break;
     case MESSAGE_PROBED:
-        snprintf(text, bytes, "%s %s%s", name, message->as.probed.reached ? "works" : "fails: ",
-                 message->as.probed.reason);
+        snprintf(text, bytes, "%s %s%s", name,
+                 message->as.probed.reached ? "works" : "fails: ", message->as.probed.reason);
         break;
     case MESSAGE_CENSUS:
         snprintf(text, bytes, "%s peers=%u groups=%u largest=%u", name, (unsigned)message->as.census.peers,
