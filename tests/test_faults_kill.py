@@ -47,6 +47,7 @@ def test_a_newcomer_killed_between_proposal_and_links_holds_nobody_up():
         newcomer = cluster.add()
         newcomer.tell("connect")
         cluster.wait_until_known(newcomer)
+        time.sleep(1)  # it is reached
         newcomer.process.stop()
         votes = [peer.tell("update_topology") for peer in members]
         cluster.wait_for_log(cluster.master, r"is proposed to 3 peers")

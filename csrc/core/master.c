@@ -152,11 +152,13 @@ void master_watch(struct master *master, uint64_t deadline_ns) {
 }
 
 void master_settle(struct master *master) {
+    master_probe_settle(master);
     /* Nobody is left who could vote the newcomers in. */
-    if (slot_set_next(&master->members, 0) < 0 && master_epoch_all_formed(master)) {
+    if (slot_set_next(&master->members, 0) >= 0) {
+        master->left_alone_ns = 0;
+    } else if (master_epoch_all_formed(master) && !master_probe_try_among_pending(master)) {
         master_join_admit(master);
     }
-    master_probe_settle(master);
     master_sync_settle(master);
     master_vote_settle(master);
 }
@@ -253,6 +255,9 @@ static void check_time(struct master *master) {
     master_join_check(master);
     master_epoch_check(master);
     master_probe_check(master);
+    if (master->left_alone_ns != 0) {
+        master_settle(master);
+    }
     master_op_check(master);
     master_vote_check(master);
     master_sync_check(master);

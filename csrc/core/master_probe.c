@@ -403,7 +403,7 @@ static void find_groups_with_pending(const struct master *master, bool found[MAX
 }
 
 void master_probe_settle(struct master *master) {
-    if (slot_set_next(&master->members, 0) < 0) {
+    if (slot_set_next(&master->members, 0) < 0 && master_join_pending(master) < 2) {
         return; /* who comes first is let in at once */
     }
     bool waited_for[MAX_PEERS];
@@ -505,6 +505,22 @@ uint64_t master_probe_wait_ns(struct master *master) {
         }
     }
     return until_ns > master->now_ns ? until_ns : 0;
+}
+
+bool master_probe_try_among_pending(struct master *master) {
+    uint32_t pending = master_join_pending(master), admissible = 0;
+    for (int index = 0; index < MAX_PEERS; index++) {
+        int16_t list[MAX_PEERS];
+        admissible += master->groups[index].used ? (uint32_t)master_probe_admissible(master, index, list) : 0;
+    }
+    master->left_alone_ns = master->left_alone_ns == 0 ? master->now_ns : master->left_alone_ns;
+    uint64_t until_ns = master->left_alone_ns + master_probe_patience_ns(master);
+    if (pending < 2 || admissible == pending || master->now_ns >= until_ns) {
+        master->left_alone_ns = 0;
+        return false;
+    }
+    master_watch(master, until_ns);
+    return true;
 }
 
 bool master_probe_anybody(const struct master *master) {

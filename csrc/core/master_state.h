@@ -171,6 +171,7 @@ struct master {
 
     struct rendezvous vote; /* run-wide */
     bool admitting;         /* all have voted for update_topology: it ends when all groups are formed */
+    uint64_t left_alone_ns; /* since when newcomers, but no members, are here; 0: it is not so */
     uint64_t complete_ns;   /* when all had come to it; 0: not yet */
     uint64_t admitted_ns;   /* since when `admitting` holds */
 
@@ -302,6 +303,9 @@ int master_probe_admissible(struct master *master, int index, int16_t admissible
 int master_probe_first_pending(const struct master *master, int index); /* or NO_SLOT */
 /* Until when the members should wait for newcomers that have not failed before; 0: nobody. */
 uint64_t master_probe_wait_ns(struct master *master);
+/* The run has lost its members: true while those who waited for them see, for a moment, whom they can reach.
+ */
+bool master_probe_try_among_pending(struct master *master);
 /* About a few round trips: how long that is at most. */
 uint64_t master_probe_patience_ns(const struct master *master);
 bool master_probe_anybody(const struct master *master); /* is being tried, or could be let in */
