@@ -249,10 +249,12 @@ class Communicator(Collectives):
     # --- joint calls: they return when all accepted peers of the run have made the same one ----------------
 
     def update_topology(self) -> None:
-        """Let pending peers in. Joint. Failure is retryable.
+        """Admit peers that wait in connect(). Joint: every member calls it at the same point of its loop. If
+        it fails, call it again.
 
-        The connect() of those who are let in returns together with this call: they go on with what the others
-        do next. So a loop ends with it, or a newcomer leaves it out in its first round.
+        The connect() of the newcomers returns together with this call, and they go on with what the members
+        do next. So put it into the last line of the loop. Anywhere else, newcomers must skip it in their
+        first round.
         """
         handle = self._handle  # first: in a forked process locks may be held for ever
         self._in_flight.settle()
@@ -279,8 +281,8 @@ class Communicator(Collectives):
     ) -> SharedStateSyncInfo:
         """Make the tensors of all peers of the group equal, bit for bit. Joint, within the group.
 
-        The newest revision wins, then the state that most peers hold; peers that differ get from those who
-        hold it exactly what differs. The revision must rise by one from sync to sync; the first sync sets
+        The highest revision wins, and ties go to the state that most peers hold. The others download only the
+        pieces that differ. The revision must rise by one from sync to sync; the first sync sets
         it; afterwards state.revision is the elected one. The tensors must not be touched meanwhile.
 
         If it fails, the error says whether this peer's tensors were changed; once the cause is gone, call
