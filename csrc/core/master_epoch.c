@@ -250,7 +250,22 @@ static void add_failed(struct group *group, const struct ended_op *op) {
     }
     if (group->failed_count < MAX_FAILED_TAGS) {
         group->failed[group->failed_count++] = *op;
+    } else {
+        group->untold_count++;
     }
+}
+
+/* Whoever calls one of these late is not told, and may wait for those in whom it has failed. */
+static void log_untold(struct master *master, struct group *group) {
+    if (group->untold_count > 0) {
+        master_log(
+            master,
+            "the members of group %" PRIu32 " had more different collectives in flight that have failed "
+            "than they can be told of: %d are told, up to %" PRIu32 " are not. Who calls one of these only "
+            "now may wait for the others: set timeout= for them, or start fewer at once",
+            group->number, (int)MAX_FAILED_TAGS, group->untold_count);
+    }
+    group->untold_count = 0;
 }
 
 static void remove_failed(struct group *group, const struct ended_op *op) {
@@ -300,6 +315,7 @@ static void commit(struct master *master, struct group *group) {
         master_send(master, group->ring[i], message);
     }
     group->failed_count = 0;
+    log_untold(master, group);
     slot_set_clear(&group->excused);
     master_log(master, "epoch %" PRIu64 " of group %" PRIu32 " is committed: %d peers", group->epoch,
                group->number, (int)group->size);

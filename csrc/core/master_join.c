@@ -42,6 +42,7 @@ static int find_or_make_group(struct master *master, uint32_t number) {
     memset(group->lossy, 0, sizeof group->lossy);
     group->last_failed_ns = group->forgiven_ns = 0;
     group->failed_count = 0;
+    group->untold_count = 0;
     slot_set_clear(&group->excused);
     rendezvous_close(&group->sync);
     group->sync_number = 0;

@@ -109,7 +109,8 @@ struct group {
     uint64_t last_failed_ns, forgiven_ns;
     uint16_t failed_count; /* aborted since the last committed epoch */
     struct ended_op failed[MAX_FAILED_TAGS];
-    uint16_t kept_count; /* that those who are ready have named */
+    uint32_t untold_count; /* that had no room there */
+    uint16_t kept_count;   /* that those who are ready have named */
     struct kept_op kept_ops[MAX_OP_SLOTS];
     /* These waited in a joint call that failed together with the op `excused_tag`: they have their error,
      * and are not to fail once more when they call that op. */

@@ -39,6 +39,9 @@ static struct ended_op ended(const struct peer_op *op) {
     return (struct ended_op){.tag = op->tag, .number = op->number};
 }
 
+/* Only a committed epoch starts ops, and each is noted once. */
+_Static_assert(MAX_OP_SLOTS <= MAX_FAILED_TAGS, "all ops of an epoch can be noted");
+
 static void note_failed(struct peer *peer, const struct peer_op *op) {
     if (peer->failed_count < MAX_FAILED_TAGS) {
         peer->failed[peer->failed_count++] = ended(op);
@@ -81,7 +84,7 @@ static void leave_open(struct peer *peer, int index, uint8_t fate) {
     peer_op_stop(peer, index);
     op->state = OP_SUSPENDED;
     op->served = false;
-    if (fate == FATE_ABORT && !op->returned) {
+    if (fate == FATE_ABORT && !op->returned && !op->doomed) { /* once, however many proposals come */
         op->doomed = true;
         note_failed(peer, op); /* the master leaves it out if somebody has returned it */
     }
@@ -141,8 +144,18 @@ static bool is_failed_here(const struct peer *peer, uint64_t tag) {
     return false;
 }
 
+/* One mark for each time: the others may have called, failed and called again. */
+static void add_mark(struct peer *peer, uint64_t tag, uint16_t status) {
+    if (peer->marked_count == MAX_FAILED_TAGS) {
+        peer_fate_forget_marks(peer, 1);
+        peer->marks_before_vote = (uint16_t)(peer->marks_before_vote - (peer->marks_before_vote > 0));
+    }
+    peer->marks[peer->marked_count++] = (struct peer_mark){.tag = tag, .status = status};
+}
+
 /* Ops that failed at others before this peer called them fail here too, now or at the call. */
 static void apply_failed_tags(struct peer *peer, const struct message_commit_epoch *commit) {
+    bool forgotten = false;
     for (uint16_t i = 0; i < commit->failed_count; i++) {
         uint64_t tag = commit->failed_tags[i];
         if (is_failed_here(peer, tag)) {
@@ -156,10 +169,17 @@ static void apply_failed_tags(struct peer *peer, const struct message_commit_epo
             index != NO_OP && !peer->ops[index].served; /* what is served is the op before that one */
         if (called && peer->ops[index].state == OP_QUEUED) {
             peer_op_fail(peer, index, status, text);
-        } else if (!called && peer->marked_count < MAX_FAILED_TAGS) {
-            /* One mark for each time: the others may have called, failed and called again. */
-            peer->marks[peer->marked_count++] = (struct peer_mark){.tag = tag, .status = status};
+        } else if (!called) {
+            forgotten = forgotten || peer->marked_count == MAX_FAILED_TAGS;
+            add_mark(peer, tag, status);
         }
+    }
+    if (forgotten) {
+        peer_log(
+            peer, PEER_LOG_WARN,
+            "more than %d collectives have failed at other peers that this one has not called: the oldest of "
+            "them are forgotten. If it still calls one of these, it waits for the others to call it again",
+            (int)MAX_FAILED_TAGS);
     }
 }
 
@@ -179,10 +199,13 @@ static bool apply_served_op(struct peer *peer, const struct served_op *served) {
     if (peer->ops[index].returned && peer->ops[index].number < served->op.number) {
         peer_op_forget(peer, index); /* who has returned a later one tells: all have this one */
         index = peer_op_find(peer, served->op.tag);
+        if (index == NO_OP) {
+            return false;
+        }
     }
     struct peer_op *op = &peer->ops[index];
-    if (index == NO_OP || op->state != OP_SUSPENDED || !op->descriptor.early ||
-        op->number != served->op.number || (served->rank == peer->plan.rank && !op->returned)) {
+    if (op->state != OP_SUSPENDED || !op->descriptor.early || op->number != served->op.number ||
+        (served->rank == peer->plan.rank && !op->returned)) {
         return false;
     }
     op->served = true;

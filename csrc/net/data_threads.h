@@ -14,16 +14,24 @@
 
 enum { MAX_SHARES = 2 * MAX_STREAMS }; /* of one turn */
 
+struct data_threads;
+
+struct data_helper {
+    pthread_t thread;
+    struct data_threads *crew;
+    uint32_t number; /* from 1 on; the driver is 0 */
+};
+
 struct data_threads {
     /* That may work at once, the driving one included. Whoever drives may set it anew between two turns; it
      * falls back to what there is if no more can be started. */
     uint32_t threads;
     void (*work)(void *share);
 
-    pthread_t helpers[MAX_DATA_THREADS - 1];
+    struct data_helper helpers[MAX_DATA_THREADS - 1];
     uint32_t started; /* of them */
     void *shares[MAX_SHARES];
-    atomic_uint_least64_t ticket; /* number of the turn, its shares, those that have been taken */
+    atomic_uint_least64_t ticket; /* number of the turn, who may help, its shares, those taken */
     atomic_uint left;             /* shares that are not done */
     atomic_uint asleep;           /* helpers */
     atomic_bool stop, driver_sleeps;
