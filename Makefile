@@ -74,17 +74,24 @@ format: setup
 	ruff check --fix .
 	clang-format -i $(C_OURS)
 
-## make asan     C drivers, simulator and tests of the C core under AddressSanitizer and UBSan
+## make asan     C drivers, simulator, tests of the C core and of Python's memory under AddressSanitizer and UBSan
 ASAN := build/asan/testing
+UNDER_ASAN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+  ASAN_OPTIONS=detect_leaks=0
 asan: setup
 	cmake -S . -B build/asan -G Ninja -DPCCL_BUILD_TESTING=ON -DPCCL_SANITIZE=address,undefined
 	cmake --build build/asan
 	@set -e; for driver in $(ASAN)/drivers/*; do echo "asan: $$driver"; $$driver; done
 	.venv/bin/python -m tests.sim --sanitize --seed 1 --count $(ASAN_SEEDS)
 	@# Python itself is not built under the sanitizers: their library comes first, and its leaks are not ours.
-	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 PCCL_TESTING_LIBRARY=$(CURDIR)/$(ASAN)/libpccl_testing.so \
+	$(UNDER_ASAN) PCCL_TESTING_LIBRARY=$(CURDIR)/$(ASAN)/libpccl_testing.so \
 	  .venv/bin/python -m pytest -q $$(grep -lE '^(from|import) native' tests/test_*.py)
+	$(PIP) install --no-build-isolation --no-deps --upgrade --target build/asan/package \
+	  --config-settings=build-dir=build/asan/python \
+	  --config-settings=cmake.define.PCCL_SANITIZE=address,undefined .
+	@# -S: without the editable package, which would come before this one.
+	$(UNDER_ASAN) PYTHONPATH=build/asan/package:$$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	  .venv/bin/python -S .venv/bin/pytest -q tests/test_python_memory.py tests/test_python_operations.py
 
 ## make tsan     the C drivers under ThreadSanitizer
 tsan: setup
