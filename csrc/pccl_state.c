@@ -1,4 +1,5 @@
 /* The public calls of shared state. */
+#include <inttypes.h>
 #include <string.h>
 
 #include "base/last_error.h"
@@ -15,8 +16,9 @@ static pcclResult_t check(const char *call, const pcclSharedState_t *state,
         last_error_set("%s: there is no strategy %d", call, (int)strategy);
         return pcclInvalidArgument;
     }
-    if (options != NULL && options->flags != 0) {
-        last_error_set("%s: options->flags must be 0", call);
+    if (options != NULL && (options->flags & ~(uint32_t)pcclSyncRequirePeers) != 0) {
+        last_error_set("%s: there is no flag in options->flags = %" PRIu32 " beside pcclSyncRequirePeers",
+                       call, options->flags);
         return pcclInvalidArgument;
     }
     return pcclSuccess;
@@ -39,6 +41,7 @@ static pcclResult_t synchronize(const char *call, struct comm *comm, pcclSharedS
     if (options != NULL) {
         request.progress = options->progress;
         request.context = options->context;
+        request.requires_peers = (options->flags & pcclSyncRequirePeers) != 0;
     }
     result = state_sync_run(comm, &table, &request, &outcome);
     state_table_free(&table);

@@ -22,7 +22,7 @@ from ._descriptors import (
     ReduceOpDescriptor,
     ReduceOperandDescriptor,
 )
-from ._enums import Attribute, DataType, DistributionHint, QuantizationAlgorithm, ReduceOp, Result
+from ._enums import Attribute, DataType, DeviceType, DistributionHint, QuantizationAlgorithm, ReduceOp, Result
 from ._errors import (
     EvictedError,
     InvalidArgumentError,
@@ -52,6 +52,7 @@ __all__ = [
     "Attribute",
     "Communicator",
     "DataType",
+    "DeviceType",
     "DistributionHint",
     "EvictedError",
     "InvalidArgumentError",

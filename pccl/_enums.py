@@ -7,7 +7,15 @@ from typing import Any
 
 from ._native import lib
 
-__all__ = ["Attribute", "DataType", "DistributionHint", "QuantizationAlgorithm", "ReduceOp", "Result"]
+__all__ = [
+    "Attribute",
+    "DataType",
+    "DeviceType",
+    "DistributionHint",
+    "QuantizationAlgorithm",
+    "ReduceOp",
+    "Result",
+]
 
 
 class Result(IntEnum):
@@ -71,6 +79,13 @@ class Attribute(Enum):
     LOCAL_WORLD_SIZE = PEER_GROUP_WORLD_SIZE
     NUM_DISTINCT_PEER_GROUPS = lib.PCCL_ATTRIBUTE_NUM_DISTINCT_PEER_GROUPS
     LARGEST_PEER_GROUP_WORLD_SIZE = lib.PCCL_ATTRIBUTE_LARGEST_PEER_GROUP_WORLD_SIZE
+
+
+class DeviceType(Enum):
+    """Where a tensor lies. Only memory of the CPU is synchronised."""
+
+    CPU = lib.pcclDeviceCpu
+    CUDA = lib.pcclDeviceCuda
 
 
 class DistributionHint(Enum):

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from ._errors import check, last_error
 from ._native import ffi, lib
 
-__all__ = ["ProgressOptions", "call", "try_call", "watch"]
+__all__ = ["SyncOptions", "call", "try_call", "watch"]
 
 INTERVAL_MS = 50
 
@@ -50,14 +50,17 @@ def pccl_sync_progress(context: Any, progress: Any) -> None:
         ffi.from_handle(context)(progress)
 
 
-class ProgressOptions:
-    """A pcclSyncOptions_t that calls `function` with each pcclSyncProgress_t, in the thread that waits."""
+class SyncOptions:
+    """A pcclSyncOptions_t; it calls `function` with each pcclSyncProgress_t, in the thread that waits."""
 
-    def __init__(self, function: Callable[[Any], object]) -> None:
-        self._handle = ffi.new_handle(function)
-        self.pointer = ffi.new(
-            "pcclSyncOptions_t *", {"progress": lib.pccl_sync_progress, "context": self._handle}
-        )
+    def __init__(self, require_peers: bool, function: Callable[[Any], object] | None) -> None:
+        self.pointer = ffi.new("pcclSyncOptions_t *")
+        if require_peers:
+            self.pointer.flags = lib.pcclSyncRequirePeers
+        if function is not None:
+            self._handle = ffi.new_handle(function)
+            self.pointer.progress = lib.pccl_sync_progress
+            self.pointer.context = self._handle
 
 
 def watch(comm: Any) -> None:

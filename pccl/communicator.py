@@ -274,41 +274,51 @@ class Communicator(Collectives):
 
     def sync_shared_state(
         self,
-        state: SharedState,
+        shared_state: SharedState,
         strategy: SharedStateSyncStrategy = SharedStateSyncStrategy.ENFORCE_POPULAR,
         *,
+        require_peers: bool = False,
         progress: Progress | None = None,
     ) -> SharedStateSyncInfo:
         """Make the tensors of all peers of the group equal, bit for bit. Joint, within the group.
 
         The highest revision wins, and ties go to the state that most peers hold. The others download only the
         pieces that differ. The revision must rise by one from sync to sync; the first sync sets
-        it; afterwards state.revision is the elected one. The tensors must not be touched meanwhile.
+        it; afterwards shared_state.revision is the elected one. The tensors must not be touched meanwhile.
+
+        Alone in the group it succeeds: this peer's state is the state. With require_peers it is a
+        TooFewPeersError then.
 
         If it fails, the error says whether this peer's tensors were changed; once the cause is gone, call
-        again. Names, element types and counts have to be equal at all peers: MismatchError.
+        again. Names, element types and counts have to be equal at all peers: MismatchError. A tensor whose
+        element type or number of elements has changed since the state was made: ValueError, before anything
+        is sent.
 
         progress: called about ten times a second with a SharedStateSyncProgress, in this thread. What it
             raises ends the call and closes the communicator, as Ctrl-C does. It must not call pccl.
         """
-        if not isinstance(state, SharedState):
-            raise TypeError(f"state must be a SharedState, not {type(state).__name__}")
+        if not isinstance(shared_state, SharedState):
+            raise TypeError(
+                f"shared_state must be a SharedState, not {type(shared_state).__name__}: make one with "
+                "pccl.SharedState(tensors), once, and pass it to each sync"
+            )
         if not isinstance(strategy, SharedStateSyncStrategy):
             raise TypeError(f"strategy must be a SharedStateSyncStrategy, not {type(strategy).__name__}")
+        state = shared_state.open()  # holds the memory of the tensors
         info = ffi.new("pcclSharedStateSyncInfo_t *")
-        options = (
-            None
-            if progress is None
-            else _interrupt.ProgressOptions(lambda c_progress: progress(progress_from_c(c_progress)))
+        options = _interrupt.SyncOptions(
+            boolean(require_peers, "require_peers"),
+            None if progress is None else lambda c_progress: progress(progress_from_c(c_progress)),
         )
         _interrupt.call(
             lib.pcclSynchronizeSharedStateWithOptions,
             self._handle,
             state.pointer,
             strategy.value,
-            ffi.NULL if options is None else options.pointer,
+            options.pointer,
             info,
         )
+        state.close()
         return SharedStateSyncInfo(info.tx_bytes, info.rx_bytes)
 
     # --- what it knows of itself -------------------------------------------------------------------------

@@ -24,6 +24,7 @@ SUCCESS, MISMATCH, NO_STATE = lib.pcclSuccess, lib.pcclMismatch, lib.pcclNoShare
 POPULAR = lib.PCCL_SHARED_STATE_SYNC_STRATEGY_ENFORCE_POPULAR
 RECEIVE = lib.PCCL_SHARED_STATE_SYNC_STRATEGY_RECEIVE_ONLY
 SEND = lib.PCCL_SHARED_STATE_SYNC_STRATEGY_SEND_ONLY
+MOVING, UNREACHED = lib.SYNC_MOVING, lib.SYNC_UNREACHED
 TOUCHED, FETCHED, FAILED = lib.SYNC_TOUCHED, lib.SYNC_FETCHED, lib.SYNC_FAILED
 
 
@@ -37,6 +38,8 @@ class Master:
         self.plans: dict[int, list[Any]] = {peer: [] for peer in range(1, count + 1)}
         self.results: dict[int, list[tuple[int, int, str]]] = {peer: [] for peer in range(1, count + 1)}
         self.ids: dict[int, bytes] = {}
+        self.named: dict[int, list[bytes]] = {peer: [] for peer in range(1, count + 1)}
+        self.evicted: dict[int, str] = {}
         self._lost: set[int] = set()
         self._todo: list[tuple[int, int]] = []
         self._probes: list[tuple[int, bytes]] = []
@@ -55,6 +58,11 @@ class Master:
         if action.kind != lib.MASTER_SEND:
             return
         message, peer = action.message, int(action.connection)
+        if message.type == lib.MESSAGE_EVICTED:
+            self.evicted[peer] = ffi.string(getattr(message, "as").refused.reason).decode()
+        elif message.type == lib.MESSAGE_VOTE_WAITING:
+            report = getattr(message, "as").stragglers
+            self.named[peer] += [bytes(report.peers[i].bytes) for i in range(report.named)]
         if message.type == lib.MESSAGE_WELCOME:
             self.ids[peer] = bytes(getattr(message, "as").welcome.peer.bytes)
         elif message.type == lib.MESSAGE_PROPOSE:
@@ -70,6 +78,7 @@ class Master:
                     "role": "hold" if plan.role == lib.SYNC_HOLD else "fetch",
                     "content": plan.content.bytes[0],
                     "key": bytes(plan.key.bytes),
+                    "patience_ms": plan.patience_ms,
                     "sources": sorted(p for p, one in self.ids.items() if one in sources),
                 }
             )
@@ -93,6 +102,18 @@ class Master:
         message = ffi.new("struct message *")
         message.type = kind
         return message, getattr(message, "as")
+
+    def sleep(self, seconds: float) -> None:
+        """All peers are heard of meanwhile."""
+        for _ in range(int(seconds * 2)):
+            self._now += 5 * 10**8
+            for peer in self.ids:
+                if peer not in self._lost and peer not in self.evicted:
+                    message, _ = self._message(lib.MESSAGE_HEARTBEAT)
+                    self._step(peer, message)
+            event = ffi.new("struct master_event *", {"kind": lib.MASTER_TICK, "now_ns": self._now})
+            lib.master_step(self._master, event)
+            self._get_ready()
 
     def hello(self, peer: int) -> None:
         message, body = self._message(lib.MESSAGE_HELLO)
@@ -139,11 +160,15 @@ class Master:
         body.sync_offer.content.bytes[0] = content
         self._step(peer, message)
 
-    def report(self, peer: int, progress: int, sync: int | None = None, status: int = 0) -> None:
+    def report(
+        self, peer: int, progress: int, sync: int | None = None, status: int = 0, other: int | None = None
+    ) -> None:
         message, body = self._message(lib.MESSAGE_SYNC_REPORT)
         body.sync_report.sync = self.plans[peer][-1]["sync"] if sync is None else sync
         body.sync_report.progress, body.sync_report.status = progress, status
         body.sync_report.reason = b"it can't"
+        if other is not None:
+            body.sync_report.peer.bytes = self.ids[other]
         self._step(peer, message)
 
     def lose(self, peer: int) -> None:
@@ -200,6 +225,57 @@ def test_who_has_fetched_becomes_a_source_when_the_holder_is_lost(one_holder: Ma
     assert one_holder.statuses(2, 3) == [SUCCESS] * 2
 
 
+def test_who_has_fetched_becomes_a_source_at_once(one_holder: Master) -> None:
+    one_holder.report(2, FETCHED)
+    assert one_holder.plans[2][-1]["role"] == "hold"
+    assert one_holder.plans[3][-1]["sources"] == [1, 2]
+    assert one_holder.plans[3][-1]["sync"] == one_holder.plans[3][0]["sync"]
+    one_holder.report(3, FETCHED)
+    assert one_holder.statuses(1, 2, 3) == [SUCCESS] * 3
+
+
+def test_a_holder_that_is_not_reached_is_told_to_call(one_holder: Master) -> None:
+    plans = len(one_holder.plans[1])
+    one_holder.report(2, UNREACHED, other=1)
+    assert one_holder.plans[1][plans:] == [one_holder.plans[1][0] | {"sources": [2]}]
+    one_holder.report(2, UNREACHED, other=3)  # it holds nothing
+    one_holder.report(1, UNREACHED, other=2)  # it does not fetch
+    one_holder.report(2, UNREACHED, sync=0, other=1)
+    assert len(one_holder.plans[1]) == plans + 1
+    assert len(one_holder.plans[3]) == 1
+
+
+def test_a_fetcher_that_gets_on_has_all_the_time_it_needs(one_holder: Master) -> None:
+    for _ in range(20):
+        one_holder.sleep(9)
+        one_holder.report(2, MOVING)
+        one_holder.report(3, MOVING)
+    assert one_holder.evicted == {}
+    one_holder.report(2, FETCHED)
+    one_holder.report(3, FETCHED)
+    assert one_holder.statuses(1, 2, 3) == [SUCCESS] * 3
+
+
+def test_a_fetcher_that_does_not_is_named_and_then_put_out(one_holder: Master) -> None:
+    one_holder.report(2, FETCHED)
+    one_holder.sleep(11)
+    assert one_holder.named[1] == one_holder.named[2] == [one_holder.ids[3]]
+    assert one_holder.named[3] == []
+    one_holder.sleep(28)
+    assert one_holder.evicted == {}
+    one_holder.sleep(2)
+    assert "it has got no further for 4" in one_holder.evicted[3]
+    assert one_holder.statuses(1, 2) == [SUCCESS] * 2
+
+
+def test_an_offer_in_the_middle_of_a_sync_changes_nothing(one_holder: Master) -> None:
+    one_holder.offer(1, 99, 50, strategy=RECEIVE)
+    one_holder.report(2, FETCHED)
+    assert one_holder.plans[3][-1]["sources"] == [1, 2], "peer 1 is the source that it said it was"
+    one_holder.report(3, FETCHED)
+    assert [one_holder.results[peer][-1][1] for peer in (1, 2, 3)] == [9, 9, 9]
+
+
 def test_a_peer_elected_anew_is_asked_whether_it_is_still_whole(one_holder: Master) -> None:
     one_holder.lose(1)
     assert one_holder.plans[2][-1] | {"key": b""} == {
@@ -207,6 +283,7 @@ def test_a_peer_elected_anew_is_asked_whether_it_is_still_whole(one_holder: Mast
         "role": "hold",
         "content": 6,
         "key": b"",
+        "patience_ms": 0,
         "sources": [],
     }
     one_holder.report(3, FETCHED)

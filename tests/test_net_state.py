@@ -43,14 +43,17 @@ MS = 10**6
 class Table:
     """A state of arrays of bytes: one leaf or more each."""
 
-    def __init__(self, *sizes: int, fill: int = 1) -> None:
+    def __init__(self, *sizes: int, fill: int = 1, free: bool = False, tied: bool = False) -> None:
         generator = np.random.default_rng(fill)
         self.arrays = [generator.integers(0, 256, size, np.uint8) for size in sizes]
+        if tied:  # the first two are one
+            self.arrays[1] = self.arrays[0]
         self._names = [ffi.new("char[]", f"t{i}".encode()) for i in range(len(sizes))]
         infos = ffi.new("pcclTensorInfo_t[]", len(sizes))
         for info, name, array in zip(infos, self._names, self.arrays, strict=True):
             info.name, info.count, info.datatype = name, array.size, lib.pcclUint8
             info.data = ffi.cast("void *", array.ctypes.data)
+            info.allow_content_inequality = free
         state = ffi.new("pcclSharedState_t *", {"count": len(sizes), "infos": infos})
         self.native = ffi.new("struct state_table *")
         assert lib.state_table_make(self.native, state, b"test") == lib.pcclSuccess
@@ -97,7 +100,7 @@ class Holder:
         assert lib.poller_open(self.poller) == 0
         lib.state_holder_init(self.native, self.poller, table.native, 1000)
 
-    def admit(self) -> socket.socket:
+    def admit(self, peer: int = 0) -> socket.socket:
         server = socket.create_server(("127.0.0.1", 0))
         mine = socket.create_connection(server.getsockname())
         theirs, _ = server.accept()
@@ -105,7 +108,7 @@ class Holder:
         theirs.setblocking(False)
         mine.setblocking(False)
         self.opened.append(mine)
-        lib.state_holder_admit(self.native, theirs.detach())
+        lib.state_holder_admit(self.native, theirs.detach(), ffi.new("struct id *", {"bytes": bytes([peer])}))
         return mine
 
     def turn(self) -> None:
@@ -177,6 +180,8 @@ def test_many_questions_at_once_are_answered_in_order(holder: Holder) -> None:
 
 def test_a_dispute_is_answered_unless_the_leaf_has_changed(holder: Holder) -> None:
     mine = holder.admit()
+    size = 32 + 2 * LEAF
+    assert len(holder.ask(mine, question(lib.STATE_LEAVES, 0, 2), size)) == size
     assert holder.ask(mine, question(lib.STATE_DISPUTE, 1, 1), 32) == pack(lib.STATE_DISPUTE, 1, 1, 0)
     assert not holder.native.changed
     holder.table.arrays[0][LEAF + 9] ^= 1
@@ -237,15 +242,60 @@ def test_visitors_that_go_are_forgotten(holder: Holder) -> None:
     assert holder.native.visitor_count == 0
 
 
-def test_visitors_beyond_the_limit_are_turned_away(holder: Holder) -> None:
-    for _ in range(100):
-        holder.admit()
-    assert holder.native.visitor_count == 100
-    holder.native.visitor_count = lib.MAX_VISITORS
-    late = holder.admit()
-    late.setblocking(True)
-    assert late.recv(1) == b""
-    holder.native.visitor_count = 100
+def expect_turned_away(visitor: socket.socket) -> None:
+    visitor.setblocking(True)
+    assert visitor.recv(1) == b""
+
+
+def test_one_peer_has_no_more_connections_than_a_link_has_streams(holder: Holder) -> None:
+    for _ in range(lib.MAX_STREAMS):
+        holder.admit(peer=1)
+    expect_turned_away(holder.admit(peer=1))
+    holder.admit(peer=2)
+    assert holder.native.visitor_count == lib.MAX_STREAMS + 1
+
+
+def test_the_oldest_visitor_that_asks_nothing_makes_room(holder: Holder) -> None:
+    visitors = [holder.admit(peer=i % 8) for i in range(lib.MAX_VISITORS)]
+    expect_turned_away(holder.admit(peer=100))  # all have only just come
+    time.sleep(0.3)  # more than a quarter of the timeout
+    leaf = holder.table.leaves()[4]
+    answer = pack(lib.STATE_LEAVES, 1, 4, len(leaf)) + leaf
+    assert holder.ask(visitors[0], question(lib.STATE_LEAVES, 4, 1), len(answer)) == answer
+    late = holder.admit(peer=100)
+    expect_turned_away(visitors[1])
+    assert holder.ask(late, question(lib.STATE_LEAVES, 4, 1), len(answer)) == answer
+    assert holder.native.visitor_count == lib.MAX_VISITORS
+
+
+def test_nobody_disputes_more_leaves_than_it_has_asked_for(holder: Holder) -> None:
+    mine = holder.admit()
+    leaf = holder.table.leaves()[4]
+    answer = pack(lib.STATE_LEAVES, 1, 4, len(leaf)) + leaf
+    dispute = question(lib.STATE_DISPUTE, 4, 1)
+    asked = holder.ask(mine, question(lib.STATE_LEAVES, 4, 1) + dispute, len(answer) + len(dispute))
+    assert asked == answer + dispute
+    assert holder.ask(mine, dispute, 1) == b""
+    assert holder.native.visitor_count == 0
+
+
+def test_a_holder_calls_a_fetcher_that_cannot_reach_it(holder: Holder) -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    member = ffi.new("struct member *")
+    member.address.family, member.address.port = lib.ADDRESS_IPV4, server.getsockname()[1]
+    member.address.bytes[0:4] = [127, 0, 0, 1]
+    greeting = ffi.new("struct link_greeting *", {"streams": 1})
+    lib.state_holder_call(holder.native, member, greeting)
+    fetcher, _ = server.accept()
+    server.close()
+    holder.opened.append(fetcher)
+    fetcher.setblocking(False)
+    greeted = ffi.new("uint8_t[]", lib.LINK_GREETING_BYTES)
+    lib.link_greeting_encode(greeting, greeted)
+    assert holder.ask(fetcher, b"", lib.LINK_GREETING_BYTES) == bytes(greeted)
+    leaf = holder.table.leaves()[4]
+    answer = pack(lib.STATE_LEAVES, 1, 4, len(leaf)) + leaf
+    assert holder.ask(fetcher, question(lib.STATE_LEAVES, 4, 1), len(answer)) == answer
 
 
 # --- the fetcher -----------------------------------------------------------------------------------------
@@ -263,17 +313,22 @@ class Source:
         self.port = self.listener.getsockname()[1]
         self.asked: list[tuple[int, int, int]] = []
         self.connections = 0
+        self.trickles = False
+        self._trickled = 0.0
         self._open: dict[socket.socket, tuple[bytearray, bytearray]] = {}
 
     def turn(self) -> None:
         with contextlib.suppress(BlockingIOError):
+            if self.listener.fileno() < 0:
+                raise BlockingIOError
             one, _ = self.listener.accept()
-            one.setblocking(False)
-            self.connections += 1
-            self._open[one] = (bytearray(), bytearray())
+            self.take(one)
         for one, (incoming, outgoing) in list(self._open.items()):
             try:
                 self._read(one, incoming, outgoing)
+                if self.trickles and time.monotonic() > self._trickled + 0.02:
+                    self._trickled = time.monotonic()
+                    outgoing += b"p"  # of a header that never ends
                 if outgoing:
                     del outgoing[: one.send(outgoing)]
             except BlockingIOError:
@@ -281,6 +336,11 @@ class Source:
             except (ConnectionError, EOFError):
                 one.close()
                 del self._open[one]
+
+    def take(self, one: socket.socket, greeting: bytes = b"") -> None:
+        one.setblocking(False)
+        self.connections += 1
+        self._open[one] = (bytearray(greeting), bytearray())
 
     def _read(self, one: socket.socket, incoming: bytearray, outgoing: bytearray) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -320,6 +380,15 @@ def honest(table: Table) -> Answer:
         return pack(subject, count, first, len(data)) + data
 
     return answer
+
+
+def connected() -> tuple[socket.socket, socket.socket]:
+    """Two ends of one connection over TCP."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        mine = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    mine.setblocking(False)
+    return mine, theirs
 
 
 _fetchers: list[Fetcher] = []
@@ -485,6 +554,84 @@ def test_a_source_that_says_nothing_is_left_after_the_timeout(tables: tuple[Tabl
     fetcher.expect_done(elected)
 
 
+@pytest.mark.parametrize("subject", [lib.STATE_HASHES, lib.STATE_LEAVES])
+def test_a_source_that_trickles_is_left_for_one_that_does_not(
+    tables: tuple[Table, Table], subject: int
+) -> None:
+    """Its bytes never stop, so that it is never silent for a timeout."""
+    mine, elected = tables
+    slow = broken(honest(elected), lambda s, f, c, reply: b"" if s == subject else reply)
+    fetcher = Fetcher(mine, elected, slow, honest(elected), timeout_ms=300)
+    trickling = fetcher.sources[0]
+    trickling.trickles = True
+    fetcher.expect_done(elected)
+    assert fetcher.native.sources[0].slow
+
+
+def test_a_source_that_trickles_alone_is_no_progress(tables: tuple[Table, Table]) -> None:
+    mine, elected = tables
+    fetcher = Fetcher(mine, elected, lambda *_: b"", timeout_ms=100)
+    fetcher.sources[0].trickles = True
+    assert fetcher.run(5) == lib.FETCH_FAILED
+
+
+def test_a_source_that_cannot_be_reached_calls(tables: tuple[Table, Table]) -> None:
+    mine, elected = tables
+    fetcher = Fetcher(mine, elected, honest(elected), timeout_ms=1000)
+    source, wanted = fetcher.sources[0], ffi.new("struct id *")
+    source.listener.close()
+    deadline = time.monotonic() + 10
+    while not lib.state_fetcher_take_unreached(fetcher.native, time.monotonic_ns(), wanted):
+        assert time.monotonic() < deadline
+        fetcher.turn()
+    assert wanted.bytes[0] == 1
+    ours, theirs = connected()
+    lib.state_fetcher_adopt(fetcher.native, ours.detach(), wanted)
+    source.take(theirs, bytes(lib.LINK_GREETING_BYTES))  # it is the source that greets
+    fetcher.expect_done(elected)
+
+
+def test_a_stranger_that_calls_is_turned_away(tables: tuple[Table, Table]) -> None:
+    mine, elected = tables
+    fetcher = Fetcher(mine, elected, honest(elected))
+    ours, theirs = connected()
+    lib.state_fetcher_adopt(fetcher.native, ours.detach(), ffi.new("struct id *", {"bytes": b"x"}))
+    expect_turned_away(theirs)
+    theirs.close()
+    fetcher.expect_done(elected)
+
+
+def test_nothing_but_content_that_may_differ_is_there_already_whatever_was_elected() -> None:
+    """A digest that no state can have must not make anybody ask for no hashes at all."""
+    table = Table(100, 5, free=True)
+    assert table.native.leaf_count == 0
+    fetcher = Fetcher(table, table, honest(table))
+    fetcher.plan.sync = 2
+    fetcher.plan.content.bytes[0] ^= 1
+    fetcher.set_sources(fetcher.sources)
+    assert fetcher.run() == lib.FETCH_DONE
+    assert fetcher.sources[0].connections == 0
+    _fetchers.pop().close()
+    table.close()
+
+
+def test_tied_tensors_are_fetched_once_and_must_be_equal(tables: tuple[Table, Table]) -> None:
+    sizes = (LEAF + 5, LEAF + 5, 7)
+    mine, equal, unequal = Table(*sizes, tied=True), Table(*sizes, fill=2, tied=True), Table(*sizes, fill=3)
+    fetcher = Fetcher(mine, equal, honest(equal))
+    fetcher.expect_done(equal)
+    assert fetcher.native.rx_bytes == LEAF + 5 + 7
+    other = Fetcher(mine, unequal, honest(unequal))
+    assert other.run() == lib.FETCH_FAILED
+    assert other.native.status == lib.pcclMismatch
+    assert 'tensors "t0" and "t1" are one piece of memory' in other.reason
+    assert mine.leaves() == equal.leaves()
+    for one in (mine, equal, unequal):
+        while _fetchers:
+            _fetchers.pop().close()
+        one.close()
+
+
 def test_nobody_listens(tables: tuple[Table, Table]) -> None:
     mine, elected = tables
     fetcher = Fetcher(mine, elected, honest(elected), timeout_ms=100)
@@ -492,7 +639,7 @@ def test_nobody_listens(tables: tuple[Table, Table]) -> None:
     closed, fetcher.sources = fetcher.sources, []
     assert fetcher.run() == lib.FETCH_FAILED
     assert fetcher.native.status == lib.pcclRankConnectionLost
-    assert "refused" in fetcher.reason
+    assert f"at 127.0.0.1:{closed[0].port}: Connection refused" in fetcher.reason
     closed[0].close()
 
 

@@ -253,6 +253,20 @@ def test_the_only_distributor_does_not_answer_and_all_are_told():
         expect_state(cluster.ask_all([a, fetcher], "sync"), 1, 7)
 
 
+def test_a_newcomer_that_gets_no_further_is_named_and_then_put_out():
+    """Its net thread lives, its progress callback blocks."""
+    with Cluster(seed=SEED, timeout=0.5) as cluster:
+        (a, b), (fetcher,) = form(cluster, 2, 1)
+        pending = [a.tell("sync"), b.tell("sync"), fetcher.tell("sync", hold_at="RECEIVING")]
+        held(cluster, fetcher)
+        expect_state(cluster.collect(pending[:2]), 1, 7)
+        go(cluster, fetcher)
+        answers = cluster.collect(pending[2:])
+        expect_error(answers, "EvictedError")
+        assert "it has got no further for" in answers[0]["text"]
+        cluster.wait_for_log(a.process, r"peer p2 \S+ has got no further in sync_shared_state for 0\.")
+
+
 # --- tensors that are written meanwhile ------------------------------------------------------------------
 
 

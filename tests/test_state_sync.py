@@ -246,6 +246,8 @@ def test_a_wrong_revision_is_refused_for_all_and_said(cluster, revision):
     expect_error(answers, "PCCLError")
     for answer in answers:
         assert f"offers revision {revision} of the shared state, expected 2: one more" in answer["text"]
+        cure = "call push_revision()" if revision == 1 else "set its revision to the expected one"
+        assert cure in answer["text"]
     for peer in peers:
         cluster.ask(peer, "revision", revision=2)
     expect_equal(sync(cluster, peers), tensor(fill=1), revision=2)
@@ -290,6 +292,31 @@ def test_one_peer_that_is_ahead_is_refused(cluster):
     answers = sync(cluster, peers)
     expect_error(answers, "PCCLError")
     assert all("p1" in answer["text"] and "offers revision 3" in answer["text"] for answer in answers)
+
+
+def test_a_forgotten_push_revision_is_told_from_a_state_that_was_left_alone(cluster):
+    peers = cluster.form(2)
+    for peer in peers:
+        give(cluster, peer, tensor(fill=1))
+    expect_equal(sync(cluster, peers), tensor(fill=1), revision=1)
+    answers = sync(cluster, peers)
+    assert all("synchronised last: call push_revision()" in answer["text"] for answer in answers)
+    for peer in peers:
+        give(cluster, peer, tensor(fill=2))
+    answers = sync(cluster, peers)
+    assert all(
+        "have changed since" in answer["text"] and "was forgotten" in answer["text"] for answer in answers
+    )
+
+
+def test_after_the_highest_revision_any_is_right(cluster):
+    peers = cluster.form(2)
+    for peer in peers:
+        give(cluster, peer, tensor(fill=1), revision=2**64 - 1)
+    expect_equal(sync(cluster, peers), tensor(fill=1), revision=2**64 - 1)
+    for peer in peers:
+        give(cluster, peer, tensor(fill=2), revision=0)
+    expect_equal(sync(cluster, peers), tensor(fill=2), revision=0)
 
 
 # --- strategies ------------------------------------------------------------------------------------------
@@ -431,8 +458,14 @@ def test_a_newcomer_that_does_not_fit_can_be_mended(cluster):
 
 def test_alone(cluster):
     (peer,) = cluster.form(1)
-    give(cluster, peer, tensor())
-    expect_error([cluster.ask(peer, "sync")], "TooFewPeersError")
+    for strategy in (
+        "ENFORCE_POPULAR",
+        "RECEIVE_ONLY",
+        "SEND_ONLY",
+    ):  # its state is the state, at any revision
+        give(cluster, peer, tensor(), revision=5)
+        expect_equal(sync(cluster, [peer], strategy=strategy), tensor(), revision=5)
+    expect_error([cluster.ask(peer, "sync", require_peers=True)], "TooFewPeersError")
 
 
 def test_another_joint_call_at_the_same_time_fails_both(cluster):

@@ -121,7 +121,40 @@ def test_control_characters_are_shown_as_question_marks() -> None:
     assert key[0] == b"a?b?[2J"
 
 
-@given(st.binary(max_size=200))
-def test_whatever_bytes_are_told_apart(data: bytes) -> None:
-    decode_key(data)
-    decode(data[:32].ljust(32, b"\0"))
+def expected_header(data: bytes) -> tuple[int, int, int, int] | None:
+    """As decode(), from the description at the top of csrc/wire/state.h."""
+    magic, subject, count, first, size = struct.unpack(HEADER, data[:-4])
+    good = magic == MAGIC and data[5:8] == bytes(3) and lib.STATE_KEYS <= subject < lib.STATE_SUBJECT_END
+    good = good and (count == 0) == (subject == lib.STATE_KEYS) and data == pack(subject, count, first, size)
+    return (subject, count, first, size) if good else None
+
+
+def expected_key(data: bytes) -> tuple[int, tuple[Any, ...] | None, int]:
+    """As decode_key()."""
+    if len(data) < 2:
+        return lib.DECODE_INCOMPLETE, None, 0
+    (size,) = struct.unpack_from("<H", data)
+    if size > lib.MAX_TENSOR_NAME_BYTES:
+        return lib.DECODE_BAD, None, 0
+    end = 2 + size + 10
+    if len(data) < end:
+        return lib.DECODE_INCOMPLETE, None, 0
+    name = data[2 : 2 + size]
+    datatype, free, count = struct.unpack_from("<BBQ", data, 2 + size)
+    if size == 0 or b"\0" in name or datatype > 11 or free > 1:
+        return lib.DECODE_BAD, None, 0
+    shown = bytes(byte if byte >= 0x20 and byte != 0x7F else ord("?") for byte in name)
+    return lib.DECODE_OK, (shown, datatype, free, count), end
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", b"\5\0", b"\1\0a\3\1"]))
+def test_whatever_bytes_are_told_apart_as_keys(data: bytes, start: bytes) -> None:
+    assert decode_key(start + data) == expected_key(start + data)
+
+
+@given(st.binary(min_size=28, max_size=28), st.integers(0, 28), st.booleans())
+def test_whatever_bytes_are_told_apart_as_headers(data: bytes, good: int, signed: bool) -> None:
+    body = pack(lib.STATE_LEAVES, 1, 2, 3)[:good] + data[good:]
+    crc = lib.crc32c(body, len(body)) if signed else 0
+    bytes_ = body + struct.pack("<I", crc)
+    assert decode(bytes_) == expected_header(bytes_)

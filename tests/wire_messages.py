@@ -172,11 +172,19 @@ FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "OP_WAITING": st.fixed_dictionaries({"epoch": u64, "tag": u64, "number": u64, "waited_ms": u32}),
     "OP_STRAGGLERS": stragglers(),
     "SYNC_OFFER": st.fixed_dictionaries(
-        {"revision": u64, "strategy": up_to(2), "keys": digests, "content": digests}
+        {
+            "revision": u64,
+            "strategy": up_to(2),
+            "mixed": st.booleans(),
+            "requires_peers": st.booleans(),
+            "keys": digests,
+            "content": digests,
+        }
     ),
     "SYNC_PLAN": st.fixed_dictionaries(
         {
             "sync": u64,
+            "patience_ms": u32,
             "revision": u64,
             "keys": digests,
             "content": digests,
@@ -186,7 +194,13 @@ FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         }
     ),
     "SYNC_REPORT": st.fixed_dictionaries(
-        {"sync": u64, "progress": up_to(lib.SYNC_PROGRESS_END - 1, 1), "status": results, "reason": reasons}
+        {
+            "sync": u64,
+            "progress": up_to(lib.SYNC_PROGRESS_END - 1, 1),
+            "peer": ids,
+            "status": results,
+            "reason": reasons,
+        }
     ),
     "PROBE": st.fixed_dictionaries({"key": ids, "opener": st.booleans(), "member": members}),
     "PROBED": st.fixed_dictionaries({"key": ids, "reached": st.booleans(), "reason": reasons}),
@@ -252,6 +266,7 @@ _HELLO = {
 }
 _SYNC_PLAN = {
     "sync": 4,
+    "patience_ms": 10_000,
     "revision": 9,
     "keys": _ID,
     "content": _ID[::-1],
@@ -287,9 +302,16 @@ EXAMPLES = {
         "OP_ABORT": {**_OP, "status": 13, "reason": b"5 s have passed"},
         "OP_WAITING": {**_OP, "number": 9, "waited_ms": 500},
         "OP_STRAGGLERS": {"kind": 0, **_WAITING},
-        "SYNC_OFFER": {"revision": 9, "strategy": 2, "keys": _ID, "content": _ID[::-1]},
+        "SYNC_OFFER": {
+            "revision": 9,
+            "strategy": 2,
+            "mixed": False,
+            "requires_peers": True,
+            "keys": _ID,
+            "content": _ID[::-1],
+        },
         "SYNC_PLAN": _SYNC_PLAN,
-        "SYNC_REPORT": {"sync": 4, "progress": 3, "status": 15, "reason": b"names differ"},
+        "SYNC_REPORT": {"sync": 4, "progress": 3, "peer": bytes(16), "status": 15, "reason": b"names differ"},
         "PROBE": {"key": _ID, "opener": True, "member": _MEMBERS[0]},
         "PROBED": {"key": _ID, "reached": False, "reason": b"connection refused"},
         "PENDING": {"waited_ms": 10000, "reason": b"peer ada has not called update_topology()"},
@@ -368,7 +390,7 @@ def _propose(f: dict[str, Any]) -> bytes:
 
 def _sync_plan(f: dict[str, Any]) -> bytes:
     peers = [member["id"] + _address(member["address"]) + _text(member["name"]) for member in f["sources"]]
-    start = struct.pack("<QQ", f["sync"], f["revision"]) + f["keys"] + f["content"]
+    start = struct.pack("<QIQ", f["sync"], f["patience_ms"], f["revision"]) + f["keys"] + f["content"]
     middle = struct.pack("<B", f["role"]) + f["key"] + struct.pack("<H", len(f["sources"]))
     return start + middle + b"".join(peers)
 
@@ -415,11 +437,13 @@ def _body(name: str, f: dict[str, Any]) -> bytes:
         case "PENDING":
             return struct.pack("<I", f["waited_ms"]) + _text(f["reason"])
         case "SYNC_OFFER":
-            return struct.pack("<QB", f["revision"], f["strategy"]) + f["keys"] + f["content"]
+            flags = f.get("mixed", False), f.get("requires_peers", False)
+            return struct.pack("<QBBB", f["revision"], f["strategy"], *flags) + f["keys"] + f["content"]
         case "SYNC_PLAN":
             return _sync_plan(f)
         case "SYNC_REPORT":
-            return struct.pack("<QBH", f["sync"], f["progress"], f["status"]) + _text(f["reason"])
+            start = struct.pack("<QB", f["sync"], f["progress"]) + f.get("peer", bytes(16))
+            return start + struct.pack("<H", f["status"]) + _text(f["reason"])
         case "VOTE_RESULT":
             return struct.pack("<BHQ", f["kind"], f["status"], f["value"]) + _text(f["reason"])
         case "OP_DONE" | "OP_COMMIT":

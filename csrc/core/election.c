@@ -53,6 +53,7 @@ static size_t count_votes(const struct candidate *candidates, size_t count, bool
 
 struct election elect(const struct candidate *candidates, size_t count, bool has_last,
                       uint64_t last_revision) {
+    has_last = has_last && last_revision != UINT64_MAX; /* there is no higher one */
     struct election newest = find_newest(candidates, count, false);
     if (newest.outcome == NO_CANDIDATE) {
         return newest;

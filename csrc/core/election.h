@@ -30,8 +30,9 @@ struct election {
 
 /* The newest legal revision, then the content that most hold, then the lowest peer id among its holders.
  * If some only send, the choice is among those. The legal revision is one more than `last_revision`; any
- * is legal while `has_last` is false, which is before the first sync. Offers that are older than legal
- * can't win; one that is newer is an offence, and so is it if nobody offers the legal one. */
+ * is legal while `has_last` is false, which is before the first sync, and after the highest that there is.
+ * Offers that are older than legal can't win; one that is newer is an offence, and so is it if nobody offers
+ * the legal one. */
 struct election elect(const struct candidate *candidates, size_t count, bool has_last,
                       uint64_t last_revision);
 

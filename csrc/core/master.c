@@ -239,6 +239,7 @@ static void forgive_own_sleep(struct master *master) {
                (double)gap_ns / 1e9);
     for (int slot = 0; slot < MAX_PEERS; slot++) {
         master->slots[slot].last_heard_ns += gap_ns;
+        master->slots[slot].sync_moved_ns += gap_ns;
     }
     for (int group = 0; group < MAX_PEERS; group++) {
         master->groups[group].formed_since_ns += gap_ns;

@@ -40,6 +40,8 @@ struct slot {
     /* It succeeded in the last sync of its group that did, and was never alone in the group since. */
     bool knows_revision;
     struct message_sync_offer offer;
+    uint64_t sync_moved_ns; /* when it was told what to do in the sync, or last said that it gets on */
+    bool sync_named;        /* the others know that it does not */
     /* Of the plan; while the next is made, those of both. */
     uint16_t link_count;
     struct master_link links[2 * MAX_LINKS];

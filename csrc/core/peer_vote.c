@@ -67,10 +67,7 @@ void peer_vote_call(struct peer *peer, const struct peer_event *event) {
 static void answer_question(struct peer *peer, uint64_t call) {
     uint16_t status = pcclSuccess;
     const char *text = "";
-    if (!is_hindered(peer, VOTE_SYNC_STATE, &status, &text) && peer->plan.world < 2) {
-        status = pcclTooFewPeers;
-        text = "this peer is alone in its group: there is nobody to share state with";
-    }
+    is_hindered(peer, VOTE_SYNC_STATE, &status, &text);
     peer_complete(peer, call, status, 0, text);
 }
 
@@ -109,9 +106,16 @@ void peer_vote_opened(struct peer *peer, const struct message_vote *vote) {
 void peer_vote_waiting(struct peer *peer, const struct message_stragglers *stragglers) {
     for (uint16_t i = 0; i < stragglers->named && peer->vote_call != 0; i++) {
         char label[PEER_LABEL_BYTES];
-        peer_log(peer, PEER_LOG_WARN, "peer %s has not called %s for %.1f s (%u missing)",
-                 peer_label(peer, &stragglers->peers[i], label), vote_kind_name(stragglers->kind),
-                 stragglers->waited_ms / 1e3, (unsigned)stragglers->total);
+        peer_label(peer, &stragglers->peers[i], label);
+        const char *call = vote_kind_name(stragglers->kind);
+        if (stragglers->tag == STUCK_IN_CALL) {
+            peer_log(peer, PEER_LOG_WARN,
+                     "peer %s has got no further in %s for %.1f s: the others wait for it", label, call,
+                     stragglers->waited_ms / 1e3);
+        } else {
+            peer_log(peer, PEER_LOG_WARN, "peer %s has not called %s for %.1f s (%u missing)", label, call,
+                     stragglers->waited_ms / 1e3, (unsigned)stragglers->total);
+        }
     }
 }
 

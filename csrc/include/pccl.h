@@ -207,12 +207,16 @@ typedef struct pcclSyncProgress_t {
     uint64_t total_bytes;
 } pcclSyncProgress_t;
 
+typedef enum pcclSyncFlags_t {
+    pcclSyncRequirePeers = 1 /* alone in the group: pcclTooFewPeers, and not pcclSuccess */
+} pcclSyncFlags_t;
+
 /* Optional for one sync; zero means the default. */
 typedef struct pcclSyncOptions_t {
     /* Called in the thread that synchronises, about ten times a second; must not call pccl. */
     void (*progress)(void *context, const pcclSyncProgress_t *progress);
     void *context;
-    uint32_t flags; /* 0 */
+    uint32_t flags; /* of pcclSyncFlags_t */
 } pcclSyncOptions_t;
 
 typedef struct pcclBuildInfo_t {
@@ -422,7 +426,8 @@ PCCL_EXPORT pcclResult_t pcclBarrierAsync(uint64_t tag, const pcclOpOptions_t *P
  * whether memory was changed; call again. Strategies: ENFORCE_POPULAR takes part in all; RECEIVE_ONLY is
  * never elected and never sends (if all do so: pcclNoSharedStateAvailable); SEND_ONLY is never overwritten,
  * and elected before others; one that differs from the elected state fails with pcclMismatch, alone. Alone in
- * the group: pcclTooFewPeers. */
+ * the group: pcclSuccess, the state is as it was; with pcclSyncRequirePeers pcclTooFewPeers. Tensors may be
+ * empty, and two of them may be the very same memory. */
 PCCL_EXPORT pcclResult_t pcclSynchronizeSharedState(const pcclComm_t *comm, pcclSharedState_t *state,
                                                     pcclSharedStateSyncStrategy_t strategy,
                                                     pcclSharedStateSyncInfo_t *PCCL_NULLABLE info_out);

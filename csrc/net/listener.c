@@ -144,8 +144,9 @@ static void try_desk(struct listener *listener, struct stranger *stranger) {
     int fd = stranger->item.fd;
     if (!stranger->is_local && listener->desk != NULL &&
         state_desk_expects(listener->desk, &stranger->greeting)) {
+        struct id from = stranger->greeting.from;
         part(listener, stranger, true);
-        state_desk_put_visitor(listener->desk, fd);
+        state_desk_put_visitor(listener->desk, fd, &from);
     }
 }
 

@@ -6,9 +6,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/check.h"
 #include "net/clock.h"
+#include "net/descriptors.h"
 #include "pccl.h"
 
 enum {
@@ -34,6 +36,7 @@ void state_fetcher_init(struct state_fetcher *fetcher, struct poller *poller, st
     fetcher->poller = poller;
     fetcher->table = table;
     fetcher->timeout_ns = timeout_ns;
+    fetcher->patience_ns = timeout_ns;
     fetcher->stream_count = streams;
     for (uint32_t i = 0; i < MAX_STREAMS; i++) {
         fetch_stream_init(&fetcher->streams[i], fetcher);
@@ -107,7 +110,8 @@ static void replace_sources(struct state_fetcher *fetcher, const struct message_
         set_source(&fetcher->sources[i], &plan->sources[i]);
         for (uint16_t k = 0; k < count_before; k++) {
             if (id_equal(&before[k].member.id, &plan->sources[i].id)) {
-                fetcher->sources[i].streams = before[k].streams;
+                fetcher->sources[i] = before[k];
+                fetcher->sources[i].member = plan->sources[i];
             }
         }
     }
@@ -140,7 +144,8 @@ static void start_over(struct state_fetcher *fetcher, const struct message_sync_
         fetcher->stage = FETCH_KEYS;
         return;
     }
-    if (is_elected(fetcher, fetcher->table->hashes)) {
+    /* Without leaves there is nothing that could differ, whatever a digest says. */
+    if (fetcher->table->leaf_count == 0 || is_elected(fetcher, fetcher->table->hashes)) {
         fetcher->stage = FETCH_DONE;
         return;
     }
@@ -162,6 +167,9 @@ static void start_over(struct state_fetcher *fetcher, const struct message_sync_
 void state_fetcher_plan(struct state_fetcher *fetcher, const struct message_sync_plan *plan) {
     bool same = fetcher->plan.sync == plan->sync && fetcher->stage != FETCH_IDLE;
     fetcher->progress_ns = clock_now_ns();
+    uint64_t others_ns = plan->patience_ms * NS_PER_MS;
+    fetcher->patience_ns =
+        others_ns != 0 && others_ns < fetcher->timeout_ns ? others_ns : fetcher->timeout_ns;
     if (!same) {
         start_over(fetcher, plan);
     } else if (fetcher->stage < FETCH_DONE) {
@@ -234,8 +242,7 @@ bool state_fetcher_next_ask(struct state_fetcher *fetcher, const struct fetch_st
     }
 }
 
-/* Those that have nothing to do may have again. */
-static void wake_streams(struct state_fetcher *fetcher) {
+void state_fetcher_wake(struct state_fetcher *fetcher) {
     for (uint32_t i = 0; i < MAX_STREAMS; i++) {
         if (fetcher->streams[i].phase == FETCH_STREAM_OPEN) {
             poller_heat(fetcher->poller, &fetcher->streams[i].item);
@@ -250,7 +257,7 @@ void state_fetcher_give_back(struct state_fetcher *fetcher, uint64_t first, uint
         }
     }
     fetcher->scan = first < fetcher->scan ? first : fetcher->scan;
-    wake_streams(fetcher);
+    state_fetcher_wake(fetcher);
 }
 
 /* ---- answers ---- */
@@ -278,6 +285,32 @@ static uint64_t choose_ask_bytes(const struct state_fetcher *fetcher) {
     return share < 1 ? 1 : share < LARGEST_ASK_BYTES ? share : LARGEST_ASK_BYTES;
 }
 
+/* Tensors that are one piece of memory here can't hold different values; their leaves are fetched once. */
+static bool check_tied(struct state_fetcher *fetcher) {
+    const struct state_table *table = fetcher->table;
+    for (size_t i = 0; i < table->tensor_count; i++) {
+        const struct state_tensor *tensor = &table->tensors[i], *first = &table->tensors[tensor->tied];
+        for (uint64_t leaf = 0; leaf < tensor->leaf_count; leaf++) {
+            if (!same_hash(&fetcher->elected[tensor->first_leaf + leaf],
+                           &fetcher->elected[first->first_leaf + leaf])) {
+                state_fetcher_fail(
+                    fetcher, pcclMismatch,
+                    "tensors \"%.150s\" and \"%.150s\" are one piece of memory at peer %s, but "
+                    "differ in the elected state: tie them at all peers, or at none",
+                    first->name, tensor->name, fetcher->label);
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+/* A leaf of a tensor whose memory has come before under another name. */
+static bool is_copy(const struct state_table *table, uint64_t leaf, size_t *tensor) {
+    state_table_leaf(table, leaf, tensor);
+    return table->tensors[*tensor].tied != *tensor;
+}
+
 bool state_fetcher_take_hashes(struct state_fetcher *fetcher) {
     struct state_table *table = fetcher->table;
     for (uint64_t leaf = 0; leaf < table->leaf_count; leaf++) {
@@ -286,20 +319,24 @@ bool state_fetcher_take_hashes(struct state_fetcher *fetcher) {
     if (!is_elected(fetcher, fetcher->elected)) {
         return false;
     }
+    if (!check_tied(fetcher)) {
+        return true;
+    }
     size_t tensor = 0;
     fetcher->left = 0;
     fetcher->total_bytes = 0;
     fetcher->done_bytes = 0;
     fetcher->scan = 0;
     for (uint64_t leaf = 0; leaf < table->leaf_count; leaf++) {
-        bool right = same_hash(&fetcher->elected[leaf], &table->hashes[leaf]);
+        bool right =
+            same_hash(&fetcher->elected[leaf], &table->hashes[leaf]) || is_copy(table, leaf, &tensor);
         fetcher->leaves[leaf] = right ? LEAF_RIGHT : LEAF_WANTED;
         if (!right) {
             fetcher->left++;
             fetcher->total_bytes += state_table_leaf(table, leaf, &tensor).size;
         }
     }
-    fetcher->progress_ns = clock_now_ns();
+    state_fetcher_moved(fetcher, SLOW_BYTES);
     fetcher->ask_bytes = choose_ask_bytes(fetcher);
     fetcher->stage = fetcher->left > 0 ? FETCH_READY : FETCH_DONE;
     return true;
@@ -309,7 +346,7 @@ void state_fetcher_begin(struct state_fetcher *fetcher) {
     CHECK(fetcher->stage == FETCH_READY);
     fetcher->touched = true;
     fetcher->stage = FETCH_LEAVES;
-    wake_streams(fetcher);
+    state_fetcher_wake(fetcher);
 }
 
 /* Whoever holds this leaf has changed it since it was offered, or bytes were damaged on the way. */
@@ -331,19 +368,26 @@ static void reject_leaf(struct state_fetcher *fetcher, struct fetch_stream *stre
     fetcher->leaves[leaf] = (uint8_t)((fetcher->leaves[leaf] & ~LEAF_STATES) | LEAF_WANTED);
     fetcher->scan = leaf < fetcher->scan ? leaf : fetcher->scan;
     fetcher->distrusts = true;
-    wake_streams(fetcher);
+    state_fetcher_wake(fetcher);
+}
+
+void state_fetcher_moved(struct state_fetcher *fetcher, uint64_t bytes) {
+    fetcher->moved_bytes += bytes;
+    if (fetcher->moved_bytes >= SLOW_BYTES) {
+        fetcher->moved_bytes = 0;
+        fetcher->progress_ns = clock_now_ns();
+    }
 }
 
 void state_fetcher_take_leaf(struct state_fetcher *fetcher, struct fetch_stream *stream, uint64_t leaf) {
-    struct state_hash *hash = &fetcher->table->hashes[leaf];
-    state_table_hash_leaf(fetcher->table, leaf, &stream->tensor, hash);
-    if (!same_hash(hash, &fetcher->elected[leaf])) {
+    state_table_rehash(fetcher->table, leaf, &stream->tensor);
+    if (!same_hash(&fetcher->table->hashes[leaf], &fetcher->elected[leaf])) {
         reject_leaf(fetcher, stream, leaf);
         return;
     }
     fetcher->leaves[leaf] = LEAF_RIGHT;
     fetcher->sources[stream->source].failures = 0;
-    fetcher->progress_ns = clock_now_ns();
+    state_fetcher_moved(fetcher, SLOW_BYTES);
     fetcher->done_bytes += state_table_leaf(fetcher->table, leaf, &stream->tensor).size;
     fetcher->left--;
 }
@@ -402,7 +446,16 @@ static bool may_open(const struct state_fetcher *fetcher, uint16_t source, uint3
     return fetcher->sources[source].streams > 0 || used < MAX_SOURCES_AT_ONCE || fetcher->distrusts;
 }
 
-/* The source that the next connection goes to, or -1: one with few connections and few failures. */
+/* Whether the next connection goes to `a` rather than to `b`: few connections, few failures, and slow ones
+ * last. */
+static bool is_better(const struct state_source *a, const struct state_source *b) {
+    if (a->slow != b->slow) {
+        return !a->slow;
+    }
+    return a->streams < b->streams || (a->streams == b->streams && a->failures < b->failures);
+}
+
+/* The source that the next connection goes to, or -1. */
 static int choose_source(const struct state_fetcher *fetcher, uint64_t now_ns) {
     uint32_t used = count_used(fetcher);
     int best = -1;
@@ -411,9 +464,7 @@ static int choose_source(const struct state_fetcher *fetcher, uint64_t now_ns) {
         if (now_ns < source->retry_ns || !may_open(fetcher, i, used)) {
             continue;
         }
-        const struct state_source *former = best < 0 ? NULL : &fetcher->sources[best];
-        if (former == NULL || source->streams < former->streams ||
-            (source->streams == former->streams && source->failures < former->failures)) {
+        if (best < 0 || is_better(source, &fetcher->sources[best])) {
             best = i;
         }
     }
@@ -443,15 +494,94 @@ static bool waits(const struct fetch_stream *stream) {
     return stream->phase == FETCH_STREAM_CONNECTING || stream->ask_count > 0;
 }
 
+/* ---- sources that have to call ---- */
+
+/* No answer for so long on a connection that was made from here: it may be that none gets through. */
+static uint64_t call_after_ns(const struct state_fetcher *fetcher) {
+    return fetcher->timeout_ns / 4;
+}
+
+static bool may_be_deaf(const struct state_fetcher *fetcher, const struct fetch_stream *stream) {
+    const struct state_source *source = &fetcher->sources[stream->source];
+    return waits(stream) && stream->dialled && !source->reached && !source->wants_call;
+}
+
+bool state_fetcher_take_unreached(struct state_fetcher *fetcher, uint64_t now_ns, struct id *source) {
+    for (uint16_t i = 0; is_at_work(fetcher) && i < fetcher->source_count; i++) {
+        struct state_source *one = &fetcher->sources[i];
+        if (one->wants_call && now_ns >= one->call_ns) {
+            one->wants_call = false;
+            one->call_ns = now_ns + fetcher->timeout_ns / 2;
+            *source = one->member.id;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* For a connection that a source has made: one that is free, or that gets no answer from that source. */
+static struct fetch_stream *find_stream(struct state_fetcher *fetcher, int source) {
+    struct fetch_stream *found = NULL;
+    for (uint32_t i = 0; i < MAX_STREAMS; i++) {
+        struct fetch_stream *stream = &fetcher->streams[i];
+        bool is_vain = stream->phase != FETCH_STREAM_FREE && stream->source == source && stream->dialled &&
+                       !fetcher->sources[source].reached;
+        if (is_vain) {
+            fetch_stream_close(stream, NULL);
+            return stream;
+        }
+        if (found == NULL && stream->phase == FETCH_STREAM_FREE) {
+            found = stream;
+        }
+    }
+    return found;
+}
+
+void state_fetcher_adopt(struct state_fetcher *fetcher, int fd, const struct id *source) {
+    int place = is_at_work(fetcher) ? find_source(&fetcher->plan, source) : -1;
+    bool wanted = place >= 0 && fetcher->sources[place].streams < fetcher->stream_count;
+    struct fetch_stream *stream = wanted ? find_stream(fetcher, place) : NULL;
+    if (stream == NULL) {
+        descriptor_close(fd);
+        return;
+    }
+    fetch_stream_adopt(stream, (uint16_t)place, fd);
+}
+
+/* ---- time ---- */
+
+static bool has_better(const struct state_fetcher *fetcher, uint16_t source) {
+    for (uint16_t i = 0; i < fetcher->source_count; i++) {
+        if (i != source && !fetcher->sources[i].slow && fetcher->sources[i].failures == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Ends what has waited too long. */
+static void check_stream(struct state_fetcher *fetcher, struct fetch_stream *stream, uint64_t now_ns) {
+    if (!waits(stream)) {
+        return;
+    }
+    if (may_be_deaf(fetcher, stream) && now_ns >= stream->heard_ns + call_after_ns(fetcher)) {
+        fetcher->sources[stream->source].wants_call = true;
+    }
+    if (now_ns > stream->heard_ns && now_ns - stream->heard_ns >= fetcher->timeout_ns) {
+        fetch_stream_close(stream, "it does not answer");
+    } else if (now_ns > stream->mark_ns && now_ns - stream->mark_ns >= fetcher->timeout_ns &&
+               has_better(fetcher, stream->source)) {
+        fetcher->sources[stream->source].slow = true;
+        fetch_stream_close(stream, "it sends too slowly");
+    }
+}
+
 void state_fetcher_tick(struct state_fetcher *fetcher, uint64_t now_ns) {
     if (!is_at_work(fetcher)) {
         return;
     }
     for (uint32_t i = 0; i < MAX_STREAMS; i++) {
-        struct fetch_stream *stream = &fetcher->streams[i];
-        if (waits(stream) && now_ns - stream->heard_ns >= fetcher->timeout_ns && now_ns > stream->heard_ns) {
-            fetch_stream_close(stream, "it does not answer");
-        }
+        check_stream(fetcher, &fetcher->streams[i], now_ns);
     }
     conclude(fetcher);
     if (!is_at_work(fetcher)) {
@@ -459,7 +589,7 @@ void state_fetcher_tick(struct state_fetcher *fetcher, uint64_t now_ns) {
     }
     open_streams(fetcher, now_ns);
     if (now_ns > fetcher->progress_ns &&
-        now_ns - fetcher->progress_ns >= TIMEOUTS_TO_GIVE_UP * fetcher->timeout_ns) {
+        now_ns - fetcher->progress_ns >= TIMEOUTS_TO_GIVE_UP * fetcher->patience_ns) {
         state_fetcher_fail(fetcher, pcclRankConnectionLost,
                            "peer %s got nothing of the shared state from its holders for %.1f s: %s",
                            fetcher->label, (double)(now_ns - fetcher->progress_ns) / 1e9,
@@ -475,18 +605,27 @@ uint64_t state_fetcher_deadline(const struct state_fetcher *fetcher) {
     if (!is_at_work(fetcher)) {
         return UINT64_MAX;
     }
-    uint64_t deadline = fetcher->progress_ns + TIMEOUTS_TO_GIVE_UP * fetcher->timeout_ns;
+    uint64_t deadline = fetcher->progress_ns + TIMEOUTS_TO_GIVE_UP * fetcher->patience_ns;
     uint32_t open = 0;
     for (uint32_t i = 0; i < MAX_STREAMS; i++) {
         const struct fetch_stream *stream = &fetcher->streams[i];
         open += stream->phase != FETCH_STREAM_FREE;
         if (waits(stream)) {
             deadline = earlier(deadline, stream->heard_ns + fetcher->timeout_ns);
+            if (has_better(fetcher, stream->source)) {
+                deadline = earlier(deadline, stream->mark_ns + fetcher->timeout_ns);
+            }
+            if (may_be_deaf(fetcher, stream)) {
+                deadline = earlier(deadline, stream->heard_ns + call_after_ns(fetcher));
+            }
         }
     }
     uint32_t used = count_used(fetcher);
-    for (uint16_t i = 0; i < fetcher->source_count && open < wanted_streams(fetcher); i++) {
-        if (may_open(fetcher, i, used)) {
+    for (uint16_t i = 0; i < fetcher->source_count; i++) {
+        if (fetcher->sources[i].wants_call) {
+            deadline = earlier(deadline, fetcher->sources[i].call_ns);
+        }
+        if (open < wanted_streams(fetcher) && may_open(fetcher, i, used)) {
             deadline = earlier(deadline, fetcher->sources[i].retry_ns);
         }
     }

@@ -14,13 +14,15 @@
 #include "wire/frame.h"
 #include "wire/state.h"
 
-enum { MAX_ASKS = 4, FETCH_REASON_BYTES = 224, MAX_LABEL_BYTES = MAX_NAME_BYTES + 16 };
+enum { MAX_ASKS = 4, FETCH_REASON_BYTES = 240, MAX_LABEL_BYTES = MAX_NAME_BYTES + 16 };
 
 /* Of a tensor's name and a peer's label. */
 #define CHANGED_FORMAT                                                                                       \
     "tensor \"%.200s\" of peer %s has changed since it was offered: a tensor must not be written while it "  \
     "is "                                                                                                    \
     "synchronised"
+
+enum { SLOW_BYTES = 64 * 1024 }; /* fewer in a timeout are no progress */
 
 enum fetch_stage {
     FETCH_IDLE,   /* nothing to do */
@@ -39,6 +41,10 @@ struct state_source {
     uint32_t streams;  /* that there are to it */
     uint32_t failures; /* in a row */
     uint64_t retry_ns; /* no connection to it before */
+    bool reached;      /* it has answered on a connection that was made from here */
+    bool slow;         /* it was left for another one */
+    bool wants_call;   /* it is to connect to this peer, and does not know yet */
+    uint64_t call_ns;  /* not asked to do so before */
 };
 
 enum stream_phase { FETCH_STREAM_FREE, FETCH_STREAM_CONNECTING, FETCH_STREAM_OPEN };
@@ -48,8 +54,11 @@ struct fetch_stream {
     struct poll_item item;
     struct state_fetcher *fetcher;
     uint8_t phase; /* enum stream_phase */
+    bool dialled;  /* from here, and not by the source */
     uint16_t source;
-    uint64_t heard_ns;                  /* or asked something when nothing was due */
+    uint64_t heard_ns; /* or asked something when nothing was due */
+    uint64_t mark_ns;  /* since then `mark_bytes` have come: less than is worth waiting for */
+    uint64_t mark_bytes;
     struct state_header asks[MAX_ASKS]; /* a ring: the first is being answered */
     uint32_t first_ask, ask_count;
     uint8_t out[LINK_GREETING_BYTES + MAX_ASKS * STATE_HEADER_BYTES];
@@ -71,6 +80,7 @@ struct state_fetcher {
     struct id run, self;
     char label[MAX_LABEL_BYTES];
     uint64_t timeout_ns;
+    uint64_t patience_ns; /* `timeout_ns`, or less if the others have less */
     struct message_sync_plan plan;
     enum fetch_stage stage;
     uint16_t status;
@@ -90,11 +100,11 @@ struct state_fetcher {
     uint64_t ask_bytes;         /* of one question */
     bool distrusts;             /* wrong bytes have come */
 
-    bool touched;                     /* the user's memory has been changed, or is about to be */
-    uint64_t total_bytes, done_bytes; /* of leaves that differ */
-    uint64_t rx_bytes;                /* of tensors */
-    uint64_t progress_ns;
-    char trouble[FETCH_REASON_BYTES]; /* the last of a source */
+    bool touched;                      /* the user's memory has been changed, or is about to be */
+    uint64_t total_bytes, done_bytes;  /* of leaves that differ */
+    uint64_t rx_bytes;                 /* of tensors */
+    uint64_t progress_ns, moved_bytes; /* bytes since then that do not count yet */
+    char trouble[FETCH_REASON_BYTES];  /* the last of a source */
 };
 
 void state_fetcher_init(struct state_fetcher *fetcher, struct poller *poller, struct state_table *table,
@@ -103,6 +113,10 @@ void state_fetcher_free(struct state_fetcher *fetcher);
 
 /* A plan in which this peer fetches; begins, begins anew, or goes on with other sources. */
 void state_fetcher_plan(struct state_fetcher *fetcher, const struct message_sync_plan *plan);
+/* A source that this peer gets no connection to, and that has to be told so now. */
+bool state_fetcher_take_unreached(struct state_fetcher *fetcher, uint64_t now_ns, struct id *source);
+/* A connection that a source has made because it was told so. Takes the socket over. */
+void state_fetcher_adopt(struct state_fetcher *fetcher, int fd, const struct id *source);
 /* FETCH_READY to FETCH_LEAVES: from here on memory changes. */
 void state_fetcher_begin(struct state_fetcher *fetcher);
 /* Ends all connections and asks for nothing more. The table's hashes are right afterwards. */
@@ -116,6 +130,10 @@ uint64_t state_fetcher_deadline(const struct state_fetcher *fetcher);
 
 __attribute__((format(printf, 3, 4))) void state_fetcher_fail(struct state_fetcher *fetcher, uint16_t status,
                                                               const char *format, ...);
+/* So many bytes have come. */
+void state_fetcher_moved(struct state_fetcher *fetcher, uint64_t bytes);
+/* What was asked is wanted again: those that have nothing to do may have it. */
+void state_fetcher_wake(struct state_fetcher *fetcher);
 /* The next question for this stream, if there is one. */
 bool state_fetcher_next_ask(struct state_fetcher *fetcher, const struct fetch_stream *stream,
                             struct state_header *ask);
@@ -131,6 +149,8 @@ void state_fetcher_give_back(struct state_fetcher *fetcher, uint64_t first, uint
 void fetch_stream_init(struct fetch_stream *stream, struct state_fetcher *fetcher);
 /* Connects to fetcher->sources[source]. */
 void fetch_stream_open(struct fetch_stream *stream, uint16_t source);
+/* The same over a connection that is there. Takes the socket over. */
+void fetch_stream_adopt(struct fetch_stream *stream, uint16_t source, int fd);
 /* `why` NULL: nobody's fault. */
 void fetch_stream_close(struct fetch_stream *stream, const char *why);
 /* Reads, writes and asks as much as it can in its turn. */

@@ -8,6 +8,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "net/clock.h"
 #include "net/descriptors.h"
 #include "net/socket.h"
 
@@ -38,22 +39,70 @@ void state_holder_close(struct state_holder *holder) {
     }
 }
 
-void state_holder_admit(struct state_holder *holder, int fd) {
-    struct state_visitor *visitor = holder->visitor_count < MAX_VISITORS ? calloc(1, sizeof *visitor) : NULL;
-    struct socket_options options = {.user_timeout_ms = holder->timeout_ms};
-    if (visitor == NULL || socket_set_options(fd, &options) != 0) {
-        free(visitor);
-        descriptor_close(fd); /* it will come again */
-        return;
+static uint32_t count_of(const struct state_holder *holder, const struct id *peer) {
+    uint32_t count = 0;
+    for (struct list *node = holder->visitors.next; node != &holder->visitors; node = node->next) {
+        count += id_equal(&LIST_ENTRY(node, struct state_visitor, node)->peer, peer);
+    }
+    return count;
+}
+
+/* False if all are at work. */
+static bool make_room(struct state_holder *holder) {
+    struct state_visitor *oldest = NULL;
+    for (struct list *node = holder->visitors.next; node != &holder->visitors; node = node->next) {
+        struct state_visitor *visitor = LIST_ENTRY(node, struct state_visitor, node);
+        if (visitor->question_count == 0 && (oldest == NULL || visitor->active_ns < oldest->active_ns)) {
+            oldest = visitor;
+        }
+    }
+    if (oldest == NULL || clock_now_ns() - oldest->active_ns < holder->timeout_ms * NS_PER_MS / 4) {
+        return false;
+    }
+    part(holder, oldest);
+    return true;
+}
+
+/* NULL if there is no room for it; then the socket is closed, and the peer will come again. */
+static struct state_visitor *add_visitor(struct state_holder *holder, int fd, const struct id *peer) {
+    bool room = count_of(holder, peer) < MAX_VISITORS_OF_ONE_PEER &&
+                (holder->visitor_count < MAX_VISITORS || make_room(holder));
+    struct state_visitor *visitor = room ? calloc(1, sizeof *visitor) : NULL;
+    if (visitor == NULL) {
+        descriptor_close(fd);
+        return NULL;
     }
     poll_item_init(&visitor->item, STATE_ITEM_VISITOR);
     if (poller_add(holder->poller, &visitor->item, fd, POLL_EDGE) != 0) {
         free(visitor);
         descriptor_close(fd);
-        return;
+        return NULL;
     }
+    visitor->peer = *peer;
+    visitor->active_ns = clock_now_ns();
     list_append(&holder->visitors, &visitor->node);
     holder->visitor_count++;
+    return visitor;
+}
+
+void state_holder_admit(struct state_holder *holder, int fd, const struct id *peer) {
+    struct socket_options options = {.user_timeout_ms = holder->timeout_ms};
+    if (socket_set_options(fd, &options) != 0) {
+        descriptor_close(fd);
+        return;
+    }
+    add_visitor(holder, fd, peer);
+}
+
+void state_holder_call(struct state_holder *holder, const struct member *fetcher,
+                       const struct link_greeting *greeting) {
+    struct socket_options options = {.user_timeout_ms = holder->timeout_ms};
+    int fd = socket_connect(&fetcher->address, &options);
+    struct state_visitor *visitor = fd < 0 ? NULL : add_visitor(holder, fd, &fetcher->id);
+    if (visitor != NULL) { /* else the fetcher says once more that it reaches nobody */
+        link_greeting_encode(greeting, visitor->out);
+        visitor->out_end = LINK_GREETING_BYTES;
+    }
 }
 
 /* ---- questions ---- */
@@ -64,6 +113,16 @@ static bool is_answerable(const struct state_holder *holder, const struct state_
     }
     return question->first < holder->table->leaf_count &&
            question->count <= holder->table->leaf_count - question->first;
+}
+
+/* Each dispute costs the hash of a leaf: there are no more of them than leaves that were asked for. */
+static bool may_dispute(struct state_visitor *visitor, const struct state_header *question) {
+    if (question->subject == STATE_LEAVES) {
+        visitor->leaves_due += question->count;
+    } else if (question->subject == STATE_DISPUTE) {
+        return visitor->leaves_due > 0 && visitor->leaves_due-- > 0;
+    }
+    return true;
 }
 
 /* Takes what has arrived; false if the connection has to go. */
@@ -88,9 +147,11 @@ static bool read_questions(struct state_holder *holder, struct state_visitor *vi
         visitor->in_bytes = 0;
         uint32_t place = (visitor->first_question + visitor->question_count) % MAX_QUESTIONS;
         struct state_header *question = &visitor->questions[place];
-        if (!state_header_decode(visitor->in, question) || !is_answerable(holder, question)) {
+        if (!state_header_decode(visitor->in, question) || !is_answerable(holder, question) ||
+            !may_dispute(visitor, question)) {
             return false;
         }
+        visitor->active_ns = clock_now_ns();
         visitor->question_count++;
     }
     return true;
@@ -229,7 +290,7 @@ static bool has_more(struct state_holder *holder, struct state_visitor *visitor)
     if (visitor->answering && visitor->out_begin == 0) {
         fill_buffer(holder, visitor);
     }
-    return visitor->answering;
+    return visitor->answering || visitor->out_end > visitor->out_begin; /* a greeting */
 }
 
 /* False if the connection has to go. */
@@ -240,6 +301,7 @@ static bool write_answers(struct state_holder *holder, struct state_visitor *vis
         message.msg_iovlen = (size_t)gather(holder, visitor, pieces);
         ssize_t size = sendmsg(visitor->item.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (size >= 0) {
+            visitor->active_ns = clock_now_ns();
             advance(holder, visitor, (size_t)size);
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
             visitor->item.writable = false;

@@ -6,11 +6,13 @@
 #include "net/list.h"
 #include "net/poller.h"
 #include "net/state_table.h"
+#include "wire/frame.h"
 #include "wire/state.h"
 
 enum {
-    MAX_VISITORS = 1024, /* connections */
-    MAX_QUESTIONS = 8,   /* of one connection that wait for their answer; more are left in the socket */
+    MAX_VISITORS = 256,            /* connections: the program needs descriptors, too */
+    MAX_VISITORS_OF_ONE_PEER = 64, /* MAX_STREAMS */
+    MAX_QUESTIONS = 8, /* of one connection that wait for their answer; more are left in the socket */
     VISITOR_BUFFER_BYTES = 4096,
 };
 
@@ -20,6 +22,9 @@ enum state_item { STATE_ITEM_WAKE, STATE_ITEM_VISITOR, STATE_ITEM_STREAM };
 struct state_visitor {
     struct poll_item item;
     struct list node;
+    struct id peer;      /* as it says */
+    uint64_t active_ns;  /* when it came, asked, or took something */
+    uint64_t leaves_due; /* leaves it was sent, less those that it has disputed */
     uint8_t in[STATE_HEADER_BYTES];
     uint32_t in_bytes;
     struct state_header questions[MAX_QUESTIONS]; /* a ring: the first is being answered */
@@ -45,8 +50,12 @@ struct state_holder {
 
 void state_holder_init(struct state_holder *holder, struct poller *poller, const struct state_table *table,
                        uint32_t timeout_ms);
-/* A connection that has greeted. Takes the socket over. */
-void state_holder_admit(struct state_holder *holder, int fd);
+/* A connection that has greeted. Takes the socket over. When there are too many, one that has long done
+ * nothing makes room, or this one has to go. */
+void state_holder_admit(struct state_holder *holder, int fd, const struct id *peer);
+/* Connects to a fetcher that gets no connection to this peer; it will ask over this one. */
+void state_holder_call(struct state_holder *holder, const struct member *fetcher,
+                       const struct link_greeting *greeting);
 /* What the poller has found. */
 void state_holder_ready(struct state_holder *holder, struct poll_item *item);
 /* All who are there have to go: what they came for is not held here any more. */

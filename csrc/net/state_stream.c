@@ -6,6 +6,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "base/address.h"
 #include "base/check.h"
 #include "net/clock.h"
 #include "net/descriptors.h"
@@ -48,11 +49,11 @@ static void give_asks_back(struct fetch_stream *stream) {
             bool current = i == 0 && stream->answering;
             state_fetcher_give_back(fetcher, current ? stream->next : ask->first, ask->first + ask->count);
             if (current && stream->offset > 0) {
-                state_table_hash_leaf(fetcher->table, stream->next, &stream->tensor,
-                                      &fetcher->table->hashes[stream->next]);
+                state_table_rehash(fetcher->table, stream->next, &stream->tensor);
             }
         }
     }
+    state_fetcher_wake(fetcher);
 }
 
 void fetch_stream_close(struct fetch_stream *stream, const char *why) {
@@ -70,19 +71,38 @@ void fetch_stream_close(struct fetch_stream *stream, const char *why) {
     give_asks_back(stream);
     source->streams--;
     if (why != NULL) {
+        source->wants_call = source->wants_call || (stream->dialled && !source->reached);
         blame(fetcher, source, why);
     }
     fetch_stream_init(stream, fetcher);
+}
+
+static void begin(struct fetch_stream *stream, uint16_t source, enum stream_phase phase) {
+    stream->phase = (uint8_t)phase;
+    stream->dialled = phase == FETCH_STREAM_CONNECTING;
+    stream->source = source;
+    stream->heard_ns = clock_now_ns();
+    stream->mark_ns = stream->heard_ns;
+    stream->fetcher->sources[source].streams++;
+}
+
+void fetch_stream_adopt(struct fetch_stream *stream, uint16_t source, int fd) {
+    struct state_fetcher *fetcher = stream->fetcher;
+    struct socket_options options = {.user_timeout_ms = (uint32_t)(fetcher->timeout_ns / NS_PER_MS)};
+    if (socket_set_options(fd, &options) != 0 ||
+        poller_add(fetcher->poller, &stream->item, fd, POLL_EDGE) != 0) {
+        descriptor_close(fd);
+        return;
+    }
+    begin(stream, source, FETCH_STREAM_OPEN);
+    poller_heat(fetcher->poller, &stream->item);
 }
 
 void fetch_stream_open(struct fetch_stream *stream, uint16_t source) {
     struct state_fetcher *fetcher = stream->fetcher;
     const struct member *member = &fetcher->sources[source].member;
     struct socket_options options = {.user_timeout_ms = (uint32_t)(fetcher->timeout_ns / NS_PER_MS)};
-    stream->phase = FETCH_STREAM_CONNECTING;
-    stream->source = source;
-    stream->heard_ns = clock_now_ns();
-    fetcher->sources[source].streams++;
+    begin(stream, source, FETCH_STREAM_CONNECTING);
     int fd = socket_connect(&member->address, &options);
     if (fd < 0) {
         fetch_stream_close(stream, strerror(-fd));
@@ -120,6 +140,8 @@ static void add_asks(struct fetch_stream *stream) {
     while (stream->phase == FETCH_STREAM_OPEN && stream->ask_count < MAX_ASKS && next_ask(stream, &ask)) {
         if (stream->ask_count == 0) {
             stream->heard_ns = clock_now_ns();
+            stream->mark_ns = stream->heard_ns;
+            stream->mark_bytes = 0;
         }
         stream->asks[(stream->first_ask + stream->ask_count++) % MAX_ASKS] = ask;
         memmove(stream->out, stream->out + stream->out_begin, stream->out_end - stream->out_begin);
@@ -154,6 +176,7 @@ static struct state_header *current_ask(struct fetch_stream *stream) {
 }
 
 static void end_answer(struct fetch_stream *stream) {
+    stream->mark_bytes = SLOW_BYTES; /* that counts, be it ever so short */
     stream->answering = false;
     stream->header_bytes = 0;
     stream->first_ask = (stream->first_ask + 1) % MAX_ASKS;
@@ -184,6 +207,8 @@ static bool take_header(struct fetch_stream *stream) {
         fetch_stream_close(stream, "it answers what was not asked");
         return false;
     }
+    struct state_source *source = &stream->fetcher->sources[stream->source];
+    source->reached = source->reached || stream->dialled;
     stream->answering = true;
     stream->left = answer.bytes;
     stream->next = answer.first;
@@ -296,6 +321,8 @@ static bool read_in(struct fetch_stream *stream) {
         ssize_t size = recvmsg(stream->item.fd, &message, MSG_DONTWAIT);
         if (size > 0) {
             taken += (size_t)size;
+            stream->mark_bytes += (size_t)size;
+            state_fetcher_moved(stream->fetcher, (uint64_t)size);
             if (!take(stream, (size_t)size)) {
                 return false;
             }
@@ -309,6 +336,10 @@ static bool read_in(struct fetch_stream *stream) {
     }
     if (taken > 0) {
         stream->heard_ns = clock_now_ns();
+        if (stream->mark_bytes >= SLOW_BYTES) {
+            stream->mark_ns = stream->heard_ns;
+            stream->mark_bytes = 0;
+        }
     }
     return true;
 }

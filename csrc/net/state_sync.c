@@ -29,8 +29,9 @@ struct state_sync {
     struct poll_item wake_item;
     struct state_holder holder;
     struct state_fetcher fetcher;
-    struct message_sync_plan plan; /* the newest */
-    uint64_t reported_sync;        /* for which this peer has said that it holds the elected state */
+    struct message_sync_plan plan;                 /* the newest */
+    uint64_t reported_progress_ns, next_moving_ns; /* of SYNC_MOVING */
+    uint64_t reported_sync; /* for which this peer has said that it holds the elected state */
     bool interrupted, told, told_changed;
     pcclSyncPhase_t told_phase;
     uint64_t next_check_ns, next_look_ns, next_progress_ns;
@@ -115,8 +116,10 @@ static void fill_offer(struct state_sync *sync) {
     offer->strategy = sync->request->strategy;
     offer->keys = state_table_keys(sync->table);
     offer->content = state_table_content(sync->table, sync->table->hashes);
-    if (offer->strategy == PCCL_SHARED_STATE_SYNC_STRATEGY_ENFORCE_POPULAR &&
-        comm_is_mixture(sync->comm, &offer->content)) {
+    offer->requires_peers = sync->request->requires_peers;
+    offer->mixed = offer->strategy != PCCL_SHARED_STATE_SYNC_STRATEGY_SEND_ONLY &&
+                   comm_is_mixture(sync->comm, &offer->content);
+    if (offer->mixed) {
         offer->strategy = PCCL_SHARED_STATE_SYNC_STRATEGY_RECEIVE_ONLY;
     }
 }
@@ -124,13 +127,35 @@ static void fill_offer(struct state_sync *sync) {
 /* ---- reports ---- */
 
 /* On its way to the master when this returns. */
+static void send_report(struct state_sync *sync, const struct message_sync_report *message) {
+    struct call call = {.kind = PEER_EVENT_SYNC_REPORT, .report = message};
+    comm_run(sync->comm, &call); /* if it did not get there, the call has ended too */
+}
+
 static void report(struct state_sync *sync, enum sync_progress progress, uint16_t status,
                    const char *reason) {
     struct message_sync_report message = {
         .sync = sync->plan.sync, .progress = (uint8_t)progress, .status = status};
     snprintf(message.reason, sizeof message.reason, "%s", reason);
-    struct call call = {.kind = PEER_EVENT_SYNC_REPORT, .report = &message};
-    comm_run(sync->comm, &call); /* if it did not get there, the call has ended too */
+    send_report(sync, &message);
+}
+
+/* So that the master does not take this peer for one that does nothing. */
+static void report_moving(struct state_sync *sync, uint64_t now_ns) {
+    const struct state_fetcher *fetcher = &sync->fetcher;
+    if (fetcher->stage == FETCH_LEAVES && fetcher->progress_ns > sync->reported_progress_ns &&
+        now_ns >= sync->next_moving_ns) {
+        sync->reported_progress_ns = fetcher->progress_ns;
+        sync->next_moving_ns = now_ns + fetcher->patience_ns / 4;
+        report(sync, SYNC_MOVING, pcclSuccess, "");
+    }
+}
+
+static void report_unreached(struct state_sync *sync, uint64_t now_ns) {
+    struct message_sync_report message = {.sync = sync->plan.sync, .progress = SYNC_UNREACHED};
+    while (state_fetcher_take_unreached(&sync->fetcher, now_ns, &message.peer)) {
+        send_report(sync, &message);
+    }
 }
 
 static void report_held(struct state_sync *sync) {
@@ -145,7 +170,7 @@ static void report_changed(struct state_sync *sync) {
     uint64_t leaf = sync->holder.changed_leaf;
     size_t tensor = 0;
     char reason[MAX_REASON_BYTES + 1];
-    state_table_hash_leaf(sync->table, leaf, &tensor, &sync->table->hashes[leaf]);
+    state_table_rehash(sync->table, leaf, &tensor);
     snprintf(reason, sizeof reason, CHANGED_FORMAT, sync->table->tensors[tensor].name, sync->fetcher.label);
     report(sync, SYNC_FAILED, pcclInvalidUsage, reason);
 }
@@ -159,8 +184,25 @@ static bool holds_elected(const struct state_sync *sync) {
            memcmp(&content, &sync->plan.content, sizeof content) == 0;
 }
 
+/* Fetchers that get no connection to this peer. */
+static void call_fetchers(struct state_sync *sync) {
+    const struct message_sync_plan *plan = &sync->plan;
+    for (uint16_t i = 0; i < plan->source_count; i++) {
+        struct link_greeting greeting = {.run = sync->fetcher.run,
+                                         .key = plan->key,
+                                         .from = sync->fetcher.self,
+                                         .to = plan->sources[i].id,
+                                         .stream = 0,
+                                         .streams = 1};
+        state_holder_call(&sync->holder, &plan->sources[i], &greeting);
+    }
+}
+
 static void hold(struct state_sync *sync, bool again) {
     state_fetcher_stop(&sync->fetcher);
+    if (sync->request->strategy != PCCL_SHARED_STATE_SYNC_STRATEGY_RECEIVE_ONLY && holds_elected(sync)) {
+        call_fetchers(sync);
+    }
     if (again) {
         return;
     }
@@ -193,8 +235,13 @@ static void take_plan(struct state_sync *sync) {
 
 static void take_visitors(struct state_sync *sync) {
     int fd;
-    while ((fd = state_desk_take_visitor(&sync->desk)) >= 0) {
-        state_holder_admit(&sync->holder, fd);
+    struct id from;
+    while ((fd = state_desk_take_visitor(&sync->desk, &from)) >= 0) {
+        if (sync->plan.role == SYNC_HOLD) {
+            state_holder_admit(&sync->holder, fd, &from);
+        } else {
+            state_fetcher_adopt(&sync->fetcher, fd, &from);
+        }
     }
 }
 
@@ -251,6 +298,10 @@ static uint64_t idle_ns(const struct state_sync *sync, uint64_t now_ns) {
         return 0;
     }
     uint64_t deadline = state_fetcher_deadline(&sync->fetcher);
+    if (sync->fetcher.stage == FETCH_LEAVES && sync->fetcher.progress_ns > sync->reported_progress_ns &&
+        sync->next_moving_ns < deadline) {
+        deadline = sync->next_moving_ns;
+    }
     if (!sync->interrupted && comm_check_interval_ns(sync->comm) != UINT64_MAX &&
         sync->next_check_ns < deadline) {
         deadline = sync->next_check_ns;
@@ -271,6 +322,8 @@ static void serve(struct state_sync *sync) {
         uint64_t now_ns = clock_now_ns();
         state_fetcher_tick(&sync->fetcher, now_ns);
         settle(sync);
+        report_moving(sync, now_ns);
+        report_unreached(sync, now_ns);
         tell_transfer(sync, false);
         check_interrupt(sync, now_ns);
         poller_wait(&sync->poller, idle_ns(sync, now_ns));
@@ -375,6 +428,12 @@ pcclResult_t state_sync_run(struct comm *comm, struct state_table *table,
     pcclResult_t result = ask(comm);
     if (result != pcclSuccess) {
         return result;
+    }
+    struct peer_status status;
+    comm_get_status(comm, &status);
+    if (request->requires_peers && status.world < 2) {
+        last_error_set("this peer is alone in its group: there is nobody to share state with");
+        return pcclTooFewPeers;
     }
     struct state_sync *sync = calloc(1, sizeof *sync);
     if (sync == NULL) {

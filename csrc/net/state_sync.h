@@ -10,6 +10,7 @@
 
 struct state_sync_request {
     uint64_t revision;
+    bool requires_peers;                                                 /* alone: pcclTooFewPeers */
     uint8_t strategy;                                                    /* pcclSharedStateSyncStrategy_t */
     void (*progress)(void *context, const pcclSyncProgress_t *progress); /* may be NULL */
     void *context;

@@ -25,10 +25,8 @@ static pcclResult_t check_tensor(const pcclTensorInfo_t *info, size_t place, con
         fault = "has a datatype that does not exist";
     } else if (info->device_type != pcclDeviceCpu) {
         fault = "is not in memory of the CPU: copy it there";
-    } else if (info->data == NULL) {
+    } else if (info->data == NULL && info->count > 0) {
         fault = "has no memory: its data is NULL";
-    } else if (info->count == 0) {
-        fault = "is empty: leave it out";
     } else if (info->count > PTRDIFF_MAX / element_bytes) {
         fault = "has more elements than memory can hold";
     }
@@ -46,25 +44,52 @@ static int compare_names(const void *a, const void *b) {
 static int compare_places(const void *a, const void *b) {
     uintptr_t x = (uintptr_t)(*(const struct state_tensor *const *)a)->data;
     uintptr_t y = (uintptr_t)(*(const struct state_tensor *const *)b)->data;
-    return x < y ? -1 : x > y;
+    if (x != y) {
+        return x < y ? -1 : 1;
+    }
+    /* Of those that begin at one place, in the order of their names. */
+    const struct state_tensor *const *first = a, *const *second = b;
+    return *first < *second ? -1 : *first > *second;
 }
 
-static pcclResult_t check_overlap(const struct state_table *table, const char *call) {
+/* They are one piece of memory under two names, as tied weights are. */
+static bool are_tied(const struct state_tensor *a, const struct state_tensor *b) {
+    return a->data == b->data && a->count == b->count && a->datatype == b->datatype && a->free == b->free;
+}
+
+static void tie(struct state_table *table, size_t a, size_t b) {
+    size_t first = a < b ? a : b, second = a < b ? b : a;
+    size_t root = table->tensors[first].tied;
+    table->tensors[second].next_tied = table->tensors[root].next_tied;
+    table->tensors[root].next_tied = second;
+    table->tensors[second].tied = root;
+}
+
+/* Tensors lie apart, or are the same. */
+static pcclResult_t check_overlap(struct state_table *table, const char *call) {
     const struct state_tensor **places = malloc(table->tensor_count * sizeof *places);
     if (places == NULL) {
         last_error_set("%s: out of memory", call);
         return pcclOutOfMemory;
     }
+    size_t count = 0;
     for (size_t i = 0; i < table->tensor_count; i++) {
-        places[i] = &table->tensors[i];
+        table->tensors[i].tied = table->tensors[i].next_tied = i;
+        if (table->tensors[i].bytes > 0) {
+            places[count++] = &table->tensors[i];
+        }
     }
-    qsort(places, table->tensor_count, sizeof *places, compare_places);
+    qsort(places, count, sizeof *places, compare_places);
     pcclResult_t result = pcclSuccess;
-    for (size_t i = 1; i < table->tensor_count && result == pcclSuccess; i++) {
+    for (size_t i = 1; i < count && result == pcclSuccess; i++) {
         const struct state_tensor *before = places[i - 1], *tensor = places[i];
-        if ((uintptr_t)tensor->data - (uintptr_t)before->data < before->bytes) {
-            last_error_set("%s: tensors \"%.200s\" and \"%.200s\" share memory: give each its own", call,
-                           before->name, tensor->name);
+        if (are_tied(before, tensor)) {
+            tie(table, (size_t)(before - table->tensors), (size_t)(tensor - table->tensors));
+        } else if ((uintptr_t)tensor->data - (uintptr_t)before->data < before->bytes) {
+            last_error_set(
+                "%s: tensors \"%.200s\" and \"%.200s\" share a part of their memory: give each its "
+                "own, or list the whole once",
+                call, before->name, tensor->name);
             result = pcclInvalidArgument;
         }
     }
@@ -109,7 +134,7 @@ static pcclResult_t count_leaves(struct state_table *table, const char *call) {
     for (size_t i = 0; i < table->tensor_count; i++) {
         struct state_tensor *tensor = &table->tensors[i];
         tensor->first_leaf = table->leaf_count;
-        if (!tensor->free) {
+        if (!tensor->free && tensor->bytes > 0) {
             tensor->leaf_count = (tensor->bytes - 1) / STATE_LEAF_BYTES + 1;
             table->leaf_count += tensor->leaf_count;
             table->leaf_bytes += tensor->bytes;
@@ -204,6 +229,14 @@ void state_table_hash_leaf(const struct state_table *table, uint64_t leaf, size_
                            struct state_hash *out) {
     struct state_leaf place = state_table_leaf(table, leaf, tensor);
     state_hash_leaf(place.bytes, place.size, place.index, out);
+}
+
+void state_table_rehash(struct state_table *table, uint64_t leaf, size_t *tensor) {
+    state_table_hash_leaf(table, leaf, tensor, &table->hashes[leaf]);
+    uint64_t index = leaf - table->tensors[*tensor].first_leaf;
+    for (size_t i = table->tensors[*tensor].next_tied; i != *tensor; i = table->tensors[i].next_tied) {
+        table->hashes[table->tensors[i].first_leaf + index] = table->hashes[leaf];
+    }
 }
 
 /* ---- digests ---- */

@@ -20,6 +20,8 @@ struct state_tensor {
     bool free;           /* its content may differ: it has no leaves */
     uint64_t first_leaf; /* of the next tensor with leaves, if it has none */
     uint64_t leaf_count;
+    size_t tied;      /* the first tensor with the very same memory, if that comes before; else itself */
+    size_t next_tied; /* the next one with this memory, in a ring; itself if there is none */
 };
 
 struct state_table {
@@ -46,6 +48,8 @@ struct state_leaf state_table_leaf(const struct state_table *table, uint64_t lea
 uint64_t state_table_bytes(const struct state_table *table, uint64_t first, uint64_t count);
 void state_table_hash_leaf(const struct state_table *table, uint64_t leaf, size_t *tensor,
                            struct state_hash *out);
+/* Writes the hash of what is in memory now into table->hashes, for all tensors that share it. */
+void state_table_rehash(struct state_table *table, uint64_t leaf, size_t *tensor);
 
 /* What the tensors are, and what they hold if their leaves have these hashes. */
 struct digest state_table_keys(const struct state_table *table);

@@ -196,12 +196,15 @@ static void body_sync_offer(struct cursor *cursor, struct message_sync_offer *of
     cursor_u64(cursor, &offer->revision);
     cursor_u8(cursor, &offer->strategy);
     cursor_require(cursor, offer->strategy <= PCCL_SHARED_STATE_SYNC_STRATEGY_SEND_ONLY);
+    cursor_bool(cursor, &offer->mixed);
+    cursor_bool(cursor, &offer->requires_peers);
     digest(cursor, &offer->keys);
     digest(cursor, &offer->content);
 }
 
 static void body_sync_plan(struct cursor *cursor, struct message_sync_plan *plan) {
     cursor_u64(cursor, &plan->sync);
+    cursor_u32(cursor, &plan->patience_ms);
     cursor_u64(cursor, &plan->revision);
     digest(cursor, &plan->keys);
     digest(cursor, &plan->content);
@@ -219,6 +222,7 @@ static void body_sync_report(struct cursor *cursor, struct message_sync_report *
     cursor_u64(cursor, &report->sync);
     cursor_u8(cursor, &report->progress);
     cursor_require(cursor, report->progress >= SYNC_TOUCHED && report->progress < SYNC_PROGRESS_END);
+    cursor_id(cursor, &report->peer);
     status(cursor, &report->status);
     reason(cursor, report->reason);
 }

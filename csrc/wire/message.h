@@ -213,6 +213,8 @@ struct digest {
 struct message_sync_offer {
     uint64_t revision;
     uint8_t strategy;      /* pcclSharedStateSyncStrategy_t */
+    bool mixed;            /* a sync that failed has left a mix of two revisions: never to be elected */
+    bool requires_peers;   /* alone in the group the call fails */
     struct digest keys;    /* of names, datatypes, counts and flags */
     struct digest content; /* of the tensors that have to be equal */
 };
@@ -228,9 +230,10 @@ enum { MAX_SYNC_SOURCES = 8 };
 /* One more with the same `sync` replaces the sources; one with a greater `sync` starts over. */
 struct message_sync_plan {
     uint64_t sync;
+    uint32_t patience_ms;        /* how long the others wait for progress, at the least */
     uint64_t revision;           /* elected */
     struct digest keys, content; /* elected */
-    uint8_t role;                /* enum sync_role */
+    uint8_t role;                /* enum sync_role; SYNC_HOLD: `sources` are fetchers to connect to */
     struct id key;               /* that fetchers greet with */
     uint16_t source_count;
     struct member sources[MAX_SYNC_SOURCES];
@@ -240,12 +243,15 @@ enum sync_progress {
     SYNC_TOUCHED = 1, /* my memory is not what I offered any more, or is about to change */
     SYNC_FETCHED,     /* I hold the elected content: the answer to SYNC_HOLD, too */
     SYNC_FAILED,      /* I can't: the call fails for all with `status` and `reason` */
+    SYNC_MOVING,      /* since my last report I have got more of what I am to fetch */
+    SYNC_UNREACHED,   /* I get no connection to `peer`, which is to connect to me */
     SYNC_PROGRESS_END
 };
 
 struct message_sync_report {
     uint64_t sync;
     uint8_t progress; /* enum sync_progress */
+    struct id peer;   /* SYNC_UNREACHED; else zero */
     uint16_t status;  /* pcclResult_t */
     char reason[MAX_REASON_BYTES + 1];
 };
@@ -290,9 +296,11 @@ struct message_op_abort {
 
 enum { MAX_NAMED_STRAGGLERS = 8 };
 
+enum { STUCK_IN_CALL = 1 }; /* the peer has made the call, but does not get on in it */
+
 struct message_stragglers { /* MESSAGE_OP_STRAGGLERS, MESSAGE_VOTE_WAITING */
     uint8_t kind;           /* of the vote; VOTE_NONE for an op */
-    uint64_t epoch, tag;    /* of the op; 0 for a vote */
+    uint64_t epoch, tag;    /* of the op; 0 for a vote, or `tag` STUCK_IN_CALL */
     uint32_t waited_ms;
     uint16_t total; /* how many are missing */
     uint16_t named; /* how many of them stand below */

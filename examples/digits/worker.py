@@ -94,10 +94,10 @@ def report_transfer(progress: pccl.SharedStateSyncProgress) -> None:
         tell("transfer", done_bytes=progress.done_bytes, total_bytes=progress.total_bytes)
 
 
-def share_state(comm: pccl.Communicator, state: TrainingState, digest: str) -> None:
+def share_state(comm: pccl.Communicator, state: TrainingState) -> None:
     """All peers have the same bits after this: newcomers get them, and who differs is put right.
 
-    `digest` is that of the state as this peer left it. A transfer that fails may leave a mix of two states.
+    A transfer that fails may leave a mix of two states.
     It does no harm while there is somebody to ask again: pccl never elects it. Nobody may train on it.
     """
     info = pccl.SharedStateSyncInfo(0, 0)
@@ -109,15 +109,10 @@ def share_state(comm: pccl.Communicator, state: TrainingState, digest: str) -> N
             break
         except pccl.PeerLostError:
             continue  # ask those who are left
-        except pccl.TooFewPeersError:  # alone: what this peer has is the state
-            if state.digest() != digest:
-                state.restart()
-            break
         except pccl.PCCLError as error:
             if error.result is not pccl.Result.NO_SHARED_STATE_AVAILABLE:
                 raise
             state.restart()  # as all others do: each has a mix, and whoever had the state is dead
-            digest = state.digest()
     if info.rx_bytes or not state.has_joined:
         more = {"received_bytes": info.rx_bytes, "hash": state.digest()}
         report(comm, "shared", state, comm.world_size, info.tx_bytes, **more)
@@ -136,9 +131,9 @@ def train(
     comm: pccl.Communicator, state: TrainingState, data: network.Digits, options: argparse.Namespace
 ) -> None:
     """Join in, and train until `options.steps` steps are done."""
-    peers, digest = 1, state.digest()
+    peers = 1
     while True:
-        share_state(comm, state, digest)
+        share_state(comm, state)
         if state.step >= options.steps:
             break  # here, so that whoever was let in last has the result as well
         batch = own_batch(state.step, comm.rank, comm.world_size, len(data.train_labels), options)
@@ -152,10 +147,8 @@ def train(
         peers = info.local_world_size
         if state.step > 0 or peers >= options.start_with:
             state.advance(gradient, options.learning_rate)
-            digest = state.digest()
-            report(comm, "step", state, peers, info.tx_bytes, loss=loss, hash=digest)
+            report(comm, "step", state, peers, info.tx_bytes, loss=loss, hash=state.digest())
         else:
-            digest = state.digest()
             time.sleep(SECONDS_BETWEEN_LOOKS)
         state.shared.push_revision()
         comm.update_topology()

@@ -126,7 +126,10 @@ class StateCommands:
 
         try:
             info = self.communicator.sync_shared_state(
-                self._state, strategy, progress=progress if command.get("hold_at") else None
+                self._state,
+                strategy,
+                require_peers=command.get("require_peers", False),
+                progress=progress if command.get("hold_at") else None,
             )
         except (Exception, KeyboardInterrupt) as error:
             if not command.get("blind"):

@@ -65,7 +65,8 @@ void check_put_out(struct world *world, const struct conn *conn, const char *how
     bool straggler = world->straggler_ns != 0 && strstr(why, "wait for it") != NULL;
     world->evictions++;
     if (world->scripted || !process->alive || process->frozen || process->control != conn || straggler ||
-        world->suspect_until[process->host] > world->now || world->master_suspect_until > world->now) {
+        process->sync.stuck || world->suspect_until[process->host] > world->now ||
+        world->master_suspect_until > world->now) {
         return;
     }
     bool edge = false;

@@ -214,6 +214,7 @@ struct sim_sync {
     struct digest offered;
     struct message_sync_plan desk, plan; /* the newest, and the newest that was taken */
     bool new_plan, fetching, touched;
+    bool stuck; /* its user's callback blocks: it fetches nothing, while its net thread lives on */
     uint64_t generation, progress_at;
     int source;
     uint64_t elected[SYNC_LEAVES];
@@ -235,6 +236,7 @@ struct sync_record {
     int attempt;
     uint64_t revision;
     struct digest content;
+    const struct process *only; /* an offer that only receives: good for this one, if it is alone */
 };
 
 /* ---- processes: process.c ---- */

@@ -70,15 +70,19 @@ void sync_call(struct process *process) {
     offer->content = digest_of(sync->leaves);
     bool mixture = sync->has_mixture && same_digest(&sync->mixture, &offer->content);
     bool shy = sync->receives_once && !world->faultless && chance(&world->random_user, 50);
+    offer->mixed = mixture;
+    offer->requires_peers = mix(call->round, world->options.seed) % 4 == 0;
     if (mixture || shy) {
         offer->strategy = PCCL_SHARED_STATE_SYNC_STRATEGY_RECEIVE_ONLY;
-    } else {
+    }
+    if (!mixture) {
         struct sync_record *record = arena_take(sizeof *record);
         *record = (struct sync_record){.next = world->offers,
                                        .run = process->master_run,
                                        .group = process->group,
                                        .revision = offer->revision,
-                                       .content = offer->content};
+                                       .content = offer->content,
+                                       .only = shy ? process : NULL};
         world->offers = record;
     }
     sync->receives_once = false;
@@ -86,7 +90,7 @@ void sync_call(struct process *process) {
     sync->offered = offer->content;
     sync->serves = offer->strategy != PCCL_SHARED_STATE_SYNC_STRATEGY_RECEIVE_ONLY;
     sync->plan = (struct message_sync_plan){0};
-    sync->touched = sync->fetching = sync->new_plan = false;
+    sync->touched = sync->fetching = sync->new_plan = sync->stuck = false;
     sync->generation++;
     trace(world, "%s calls sync_shared_state revision=%" PRIu64 "%s (round %" PRIu64 " attempt %d)",
           process->name, offer->revision, sync->serves ? "" : " receive only", call->round, call->attempt);
@@ -137,6 +141,12 @@ static bool holds(const struct process *process) {
     return same_digest(&content, &process->sync.plan.content);
 }
 
+static bool is_stuck(const struct process *process) {
+    const struct world *world = process->world;
+    return !world->faultless && !world->scripted &&
+           mix(world->options.seed * 37 + (uint64_t)process->index, process->user.round) % 30 == 0;
+}
+
 static void take_plan(struct process *process) {
     struct sim_sync *sync = &process->sync;
     bool again = sync->desk.sync == sync->plan.sync && sync->desk.role == sync->plan.role;
@@ -152,6 +162,8 @@ static void take_plan(struct process *process) {
         report(process, SYNC_FETCHED, pcclSuccess, "");
     } else if (sync->plan.role == SYNC_HOLD) {
         report(process, SYNC_TOUCHED, pcclSuccess, "");
+    } else if (is_stuck(process)) {
+        sync->stuck = true;
     } else {
         sync->source = (int)below(&process->world->random_net, MAX_SYNC_SOURCES);
         sync->fetching = true;
@@ -235,6 +247,7 @@ static void take_leaf(struct process *process) {
         sync->fetching = false;
         report(process, SYNC_FETCHED, pcclSuccess, "");
     } else {
+        report(process, SYNC_MOVING, pcclSuccess, "");
         next_leaf(process);
     }
 }
@@ -297,7 +310,8 @@ static void check_success(struct process *process, const struct call *call, cons
     struct world *world = process->world;
     const struct sync_record *offer = world->offers;
     while (offer != NULL && (offer->run != process->master_run || offer->group != process->group ||
-                             offer->revision != call->value || !same_digest(&offer->content, content))) {
+                             offer->revision != call->value || !same_digest(&offer->content, content) ||
+                             (offer->only != NULL && offer->only != process))) {
         offer = offer->next;
     }
     if (offer == NULL) {
