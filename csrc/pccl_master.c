@@ -23,7 +23,8 @@ struct pcclMasterInstance_t {
 };
 
 static pcclResult_t fail_with_errno(int error, const char *what) {
-    last_error_set("%s: %s", what, strerror(-error));
+    char text[DESCRIPTORS_TEXT_BYTES];
+    last_error_set("%s: %s", what, descriptors_error_text(error, text));
     return error == -ENOMEM ? pcclOutOfMemory : pcclInternalError;
 }
 
@@ -51,6 +52,7 @@ static pcclResult_t check_master(const pcclMasterInstance_t *master, const char 
 }
 
 static pcclResult_t fail_listen(const struct address *address, int error) {
+    char why[DESCRIPTORS_TEXT_BYTES];
     char text[ADDRESS_TEXT_BYTES], holder[PORT_HOLDER_BYTES];
     address_text(address, text);
     switch (-error) {
@@ -75,7 +77,7 @@ static pcclResult_t fail_listen(const struct address *address, int error) {
         last_error_set("pcclCreateMaster: out of memory");
         return pcclOutOfMemory;
     default:
-        last_error_set("pcclCreateMaster: can't listen on %s: %s", text, strerror(-error));
+        last_error_set("pcclCreateMaster: can't listen on %s: %s", text, descriptors_error_text(error, why));
         return pcclInternalError;
     }
 }

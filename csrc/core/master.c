@@ -174,6 +174,9 @@ static void member_message(struct master *master, int slot, const struct message
     case MESSAGE_LINK_LOST:
         master_epoch_link_lost(master, slot, &message->as.unreachable);
         break;
+    case MESSAGE_EVICTED: /* what ails it is its own, and must not be told as another one's */
+        master_join_evict(master, slot, pcclEvicted, "%s", message->as.refused.reason);
+        break;
     case MESSAGE_VOTE:
         master_vote(master, slot, &message->as.vote);
         break;

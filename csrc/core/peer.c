@@ -157,6 +157,9 @@ static void dispatch(struct peer *peer, const struct peer_event *event) {
     case PEER_EVENT_LINK_DOWN:
         peer_epoch_link_down(peer, &event->key, event->reason);
         break;
+    case PEER_EVENT_UNABLE:
+        peer_epoch_unable(peer, event->reason);
+        break;
     case PEER_EVENT_OP_WHOLE:
         peer_op_whole(peer, event);
         break;

@@ -47,6 +47,7 @@ enum peer_event_kind {
     /* Links, by `key`. */
     PEER_EVENT_LINK_UP,
     PEER_EVENT_LINK_DOWN, /* `reason` */
+    PEER_EVENT_UNABLE,    /* no link can be made here, because of this very process: `reason` */
     /* Ops, by `op`. */
     /* Its result is complete here, all whom it sends to have granted it, and the CALLED that it awaits has
      * come: once the op has ended, a late one could not be told from that of the next op under its tag. Of an

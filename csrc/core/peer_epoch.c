@@ -158,6 +158,17 @@ void peer_epoch_link_down(struct peer *peer, const struct id *key, const char *r
     peer_send(peer, &message);
 }
 
+/* The other ends would report that they can't reach this peer, and the newest of them would be left out for
+ * it. */
+void peer_epoch_unable(struct peer *peer, const char *reason) {
+    if (peer->phase == PEER_PENDING || peer->phase == PEER_MEMBER) {
+        struct message message = {.type = MESSAGE_EVICTED};
+        message.as.refused.status = pcclEvicted;
+        snprintf(message.as.refused.reason, sizeof message.as.refused.reason, "%s", reason);
+        peer_send(peer, &message);
+    }
+}
+
 /* The key of the link to `rank`; zero when there is none (alone). */
 static struct id link_key(const struct peer *peer, uint16_t rank) {
     for (uint16_t i = 0; i < peer->plan.link_count; i++) {

@@ -165,6 +165,7 @@ bool peer_join_hinders(const struct peer *peer, uint16_t *status, const char **t
 void peer_epoch_propose(struct peer *peer, const struct message_propose *propose);
 void peer_epoch_commit(struct peer *peer, const struct message_commit_epoch *commit);
 void peer_epoch_link_up(struct peer *peer, const struct id *key, uint32_t rtt_us);
+void peer_epoch_unable(struct peer *peer, const char *reason);
 void peer_epoch_link_down(struct peer *peer, const struct id *key, const char *reason);
 void peer_epoch_leave(struct peer *peer); /* closes all links and forgets the plan */
 

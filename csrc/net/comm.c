@@ -43,7 +43,8 @@ struct comm *comm_create(const struct peer_loop_options *options) {
     }
     int error = mailbox_init(&comm->mailbox);
     if (error != 0) {
-        last_error_set("can't make a communicator: %s", strerror(-error));
+        char text[DESCRIPTORS_TEXT_BYTES];
+        last_error_set("can't make a communicator: %s", descriptors_error_text(error, text));
         free(comm);
         return NULL;
     }
@@ -197,7 +198,8 @@ static pcclResult_t start_failed(const struct comm *comm, int error, const char 
             "another port, or none: then the first free one is taken",
             (unsigned)port, port_holder_describe(&all, holder));
     } else {
-        last_error_set("%s: %s", what, strerror(-error));
+        char text[DESCRIPTORS_TEXT_BYTES];
+        last_error_set("%s: %s", what, descriptors_error_text(error, text));
     }
     return error == -ENOMEM ? pcclOutOfMemory : pcclInternalError;
 }

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -130,17 +131,19 @@ void descriptors_raise_limit(void) {
     pthread_once(&raised, raise_limit);
 }
 
-const char *descriptors_out_text(int error, char text[DESCRIPTORS_TEXT_BYTES]) {
+const char *descriptors_error_text(int error, char text[DESCRIPTORS_TEXT_BYTES]) {
     struct rlimit limit;
     if (error == -EMFILE && getrlimit(RLIMIT_NOFILE, &limit) == 0) {
         snprintf(
             text, DESCRIPTORS_TEXT_BYTES,
-            "its process has no file descriptor left (its limit is %llu, of at most %llu): close files, or "
+            "the process has no file descriptor left (its limit is %llu, of at most %llu): close files, or "
             "raise the limit with `ulimit -n`",
             (unsigned long long)limit.rlim_cur, (unsigned long long)limit.rlim_max);
+    } else if (!descriptors_are_out(error)) {
+        snprintf(text, DESCRIPTORS_TEXT_BYTES, "%s", strerror(-error));
     } else {
         snprintf(text, DESCRIPTORS_TEXT_BYTES,
-                 "its machine has no file descriptor left: close files, or raise the sysctl fs.file-max");
+                 "the machine has no file descriptor left: close files, or raise the sysctl fs.file-max");
     }
     return text;
 }

@@ -33,8 +33,7 @@ bool descriptors_are_out(int error);
 void descriptors_raise_limit(void);
 
 enum { DESCRIPTORS_TEXT_BYTES = 256 };
-/* "this process has no file descriptor left (its limit is 1024): ..." for an error of which
- * descriptors_are_out(). */
-const char *descriptors_out_text(int error, char text[DESCRIPTORS_TEXT_BYTES]);
+/* As strerror(); of a shortage it says where, the limit, and what to do. `error` as in -errno. */
+const char *descriptors_error_text(int error, char text[DESCRIPTORS_TEXT_BYTES]);
 
 #endif

@@ -52,6 +52,14 @@ void link_set_free(struct link_set *set) {
     }
 }
 
+void link_set_note_result(struct link_set *set, int result) {
+    int shortage = descriptors_are_out(result) ? result : 0;
+    if (shortage != 0 && set->shortage == 0) {
+        set->shortage_since_ns = clock_now_ns();
+    }
+    set->shortage = shortage;
+}
+
 static struct link *find_key(struct link_set *set, const struct id *key) {
     for (int i = 0; i < MAX_HELD_LINKS; i++) {
         if (set->links[i].state != LINK_FREE && id_equal(&set->links[i].key, key)) {
@@ -228,8 +236,10 @@ static void connect_stream(struct stream *stream) {
     }
     struct socket_options options = stream_options(link->set);
     int fd = socket_connect(&link->member.address, &options);
+    link_set_note_result(link->set, fd);
     if (fd < 0) {
-        retry_later(stream, cant_connect, strerror(-fd));
+        char text[DESCRIPTORS_TEXT_BYTES];
+        retry_later(stream, cant_connect, descriptors_error_text(fd, text));
         return;
     }
     int error = poller_add(link->set->poller, &stream->item, fd, POLL_EDGE);
@@ -448,6 +458,15 @@ bool link_set_is_building(const struct link_set *set) {
     for (int i = 0; i < MAX_HELD_LINKS; i++) {
         const struct link *link = &set->links[i];
         if (link->state != LINK_FREE && link->state != LINK_UP && !link->probe) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool link_set_awaits_connections(const struct link_set *set) {
+    for (int i = 0; i < MAX_HELD_LINKS; i++) {
+        if (set->links[i].state == LINK_BUILDING) {
             return true;
         }
     }

@@ -64,11 +64,15 @@ struct link_set {
     struct id run, self; /* `self` is zero until the first link of a membership is built */
     uint64_t timeout_ns;
     bool tcp_only; /* none through memory */
+    int shortage;  /* the last descriptor could not be had: -EMFILE or -ENFILE; 0: it could */
+    uint64_t shortage_since_ns;
     struct link links[MAX_HELD_LINKS];
 };
 
 void link_set_init(struct link_set *set, struct poller *poller, struct engine *engine, uint64_t timeout_ns);
 void link_set_free(struct link_set *set);
+/* What has become of a connection that was to be made or taken: a descriptor, or a negative errno value. */
+void link_set_note_result(struct link_set *set, int result);
 
 /* PEER_LINK_OPEN and PEER_LINK_EXPECT; what goes wrong is reported as that the link is down. */
 void link_build(struct link_set *set, const struct link_plan *plan, const struct member *member, bool probe);
@@ -97,6 +101,8 @@ bool link_stream_ready(struct stream *stream);
 void link_set_write(struct link_set *set);
 /* A link that an epoch needs is not up yet, or not any more. */
 bool link_set_is_building(const struct link_set *set);
+/* Connections are to be made or taken, also for a link that is only tried. */
+bool link_set_awaits_connections(const struct link_set *set);
 /* Some neighbour is on this machine. */
 bool link_set_is_local(const struct link_set *set);
 /* There may be more to write at once. */

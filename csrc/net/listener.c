@@ -126,6 +126,7 @@ void listener_ready(struct listener *listener, struct poll_item *item) {
         struct address remote;
         struct socket_options options = {0};
         int fd = is_local ? socket_accept_local(item->fd) : socket_accept(item->fd, &options, &remote);
+        link_set_note_result(listener->links, fd);
         if (fd >= 0) {
             welcome(listener, fd, is_local);
         } else if (fd == -EAGAIN) {

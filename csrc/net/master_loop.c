@@ -233,7 +233,9 @@ static void admit(struct master_loop *loop, int fd, const struct address *remote
  * a pause the loop would spin. */
 static void pause_accepting(struct master_loop *loop, int error) {
     if (!loop->accept_failed) {
-        log_line(LOG_WARN, "master", "can't accept connections for now: %s", strerror(-error));
+        char text[DESCRIPTORS_TEXT_BYTES];
+        log_line(LOG_WARN, "master", "can't accept connections for now: %s",
+                 descriptors_error_text(error, text));
     }
     loop->accept_failed = true;
     poller_remove(&loop->poller, &loop->listener_item);

@@ -12,10 +12,14 @@
 #include "base/log.h"
 #include "ccoip.h"
 #include "net/clock.h"
+#include "net/descriptors.h"
 #include "net/socket.h"
 #include "pccl.h"
 
 static const uint64_t pool_idle_ns = 10 * NS_PER_S;
+
+/* Between two lines that say that descriptors are out. */
+static const uint64_t shortage_pause_ns = 10 * NS_PER_S;
 
 /* How long a guest drives. Then it waits as others do, and asks the interrupt check. */
 static const uint64_t guest_ns = 10 * NS_PER_MS;
@@ -326,8 +330,34 @@ static void work_off(struct peer_loop *loop) {
     }
 }
 
+/* When this peer has itself put out, because it can't make the links that are to be. */
+static uint64_t shortage_deadline(const struct peer_loop *loop) {
+    const struct link_set *links = &loop->links;
+    bool matters = links->shortage != 0 && link_set_awaits_connections(links);
+    return matters ? links->shortage_since_ns + links->timeout_ns / 2 : UINT64_MAX;
+}
+
+/* Descriptors are out here. That is this peer's own matter, which the other ends can't see. */
+static void check_shortage(struct peer_loop *loop, uint64_t now_ns) {
+    if (loop->links.shortage == 0) {
+        return;
+    }
+    char text[DESCRIPTORS_TEXT_BYTES];
+    descriptors_error_text(loop->links.shortage, text);
+    if (now_ns >= loop->shortage_told_ns) {
+        log_line(LOG_WARN, loop->who, "no connection can be made or taken: this peer can't work: %s", text);
+        loop->shortage_told_ns = now_ns + shortage_pause_ns;
+    }
+    if (now_ns >= shortage_deadline(loop)) {
+        loop->links.shortage = 0;
+        struct peer_event event = {.kind = PEER_EVENT_UNABLE, .reason = text};
+        step(loop, &event);
+    }
+}
+
 static uint64_t tick(struct peer_loop *loop) {
     uint64_t now_ns = clock_now_ns();
+    check_shortage(loop, now_ns);
     link_set_tick(&loop->links, now_ns);
     listener_tick(&loop->listener, now_ns);
     if (now_ns >= dial_deadline(&loop->dial)) {
@@ -366,6 +396,7 @@ static uint64_t idle_ns(const struct peer_loop *loop, uint64_t now_ns) {
     }
     uint64_t deadline = earlier(peer_deadline(loop->machine), link_set_deadline(&loop->links));
     deadline = earlier(deadline, listener_deadline(&loop->listener));
+    deadline = earlier(deadline, shortage_deadline(loop));
     deadline = earlier(deadline, dial_deadline(&loop->dial));
     deadline = earlier(deadline, loop->pool_deadline_ns);
     deadline = earlier(deadline, loop->crowded_until_ns);

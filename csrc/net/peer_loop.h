@@ -66,6 +66,7 @@ struct peer_loop {
     uint64_t crowded_since_ns, crowded_until_ns; /* ops wait for places of MAX_OPS; until this is said next,
                                                     or UINT64_MAX if none do */
     uint64_t pool_deadline_ns;
+    uint64_t shortage_told_ns; /* not again before; see check_shortage() */
 };
 
 /* Listens, and starts the thread. Returns 0 and *loop_out, or a negative errno value; `what` then says

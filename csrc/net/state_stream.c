@@ -105,7 +105,8 @@ void fetch_stream_open(struct fetch_stream *stream, uint16_t source) {
     begin(stream, source, FETCH_STREAM_CONNECTING);
     int fd = socket_connect(&member->address, &options);
     if (fd < 0) {
-        fetch_stream_close(stream, strerror(-fd));
+        char text[DESCRIPTORS_TEXT_BYTES];
+        fetch_stream_close(stream, descriptors_error_text(fd, text));
         return;
     }
     int error = poller_add(fetcher->poller, &stream->item, fd, POLL_EDGE);

@@ -9,6 +9,7 @@
 
 #include "base/last_error.h"
 #include "net/clock.h"
+#include "net/descriptors.h"
 #include "net/state_desk.h"
 #include "net/state_fetcher.h"
 #include "net/state_hasher.h"
@@ -349,7 +350,8 @@ static void init_parts(struct state_sync *sync) {
 }
 
 static pcclResult_t refuse_for(int error) {
-    last_error_set("can't synchronise the shared state: %s", strerror(-error));
+    char text[DESCRIPTORS_TEXT_BYTES];
+    last_error_set("can't synchronise the shared state: %s", descriptors_error_text(error, text));
     return error == -ENOMEM ? pcclOutOfMemory : pcclInternalError;
 }
 

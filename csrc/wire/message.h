@@ -45,12 +45,12 @@ enum message_type {
     MESSAGE_HEARTBEAT,     /* both: I live */
     MESSAGE_GOODBYE,       /* peer: I leave */
     MESSAGE_FAREWELL,      /* master: all know, you may go */
-    MESSAGE_EVICTED,       /* master: you are out, because ...; it then closes */
-    MESSAGE_SYNC_OFFER,    /* peer: my user has called sync_shared_state with this state */
-    MESSAGE_SYNC_PLAN,     /* master: whose state it is, and your part in it */
-    MESSAGE_SYNC_REPORT,   /* peer: how far I am with my part */
-    MESSAGE_PROBE,         /* master: try a link to ..., which the next epoch may need */
-    MESSAGE_PROBED,        /* peer: what came of it */
+    MESSAGE_EVICTED,     /* master: you are out, because ...; it then closes. peer: put me out, because ... */
+    MESSAGE_SYNC_OFFER,  /* peer: my user has called sync_shared_state with this state */
+    MESSAGE_SYNC_PLAN,   /* master: whose state it is, and your part in it */
+    MESSAGE_SYNC_REPORT, /* peer: how far I am with my part */
+    MESSAGE_PROBE,       /* master: try a link to ..., which the next epoch may need */
+    MESSAGE_PROBED,      /* peer: what came of it */
     MESSAGE_PENDING, /* master: you wait to be let in since ..., because ... (the answer to a HEARTBEAT) */
     MESSAGE_TYPE_END
 };
