@@ -91,7 +91,7 @@ asan: setup
 	  --config-settings=cmake.define.PCCL_SANITIZE=address,undefined .
 	@# -S: without the editable package, which would come before this one.
 	$(UNDER_ASAN) PYTHONPATH=build/asan/package:$$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
-	  .venv/bin/python -S .venv/bin/pytest -q tests/test_python_memory.py tests/test_python_operations.py
+	  .venv/bin/python -S .venv/bin/pytest -q --capture=sys tests/test_python_memory.py tests/test_python_operations.py
 
 ## make tsan     the C drivers under ThreadSanitizer
 tsan: setup
