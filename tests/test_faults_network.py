@@ -200,3 +200,17 @@ def test_a_newcomer_that_can_only_call_out_is_let_in(cluster, network):
     newcomer = cluster.add(advertise="10.77.250.250")
     cluster.admit(members, [newcomer])
     cluster.reduce([*members, newcomer], count=200_000)
+
+
+def test_a_holder_that_can_only_call_out_gives_its_state(cluster):
+    """Nobody gets a connection to the address that it advertises."""
+    (holder,) = cluster.form(1, advertise="10.77.250.250")
+    newcomer = cluster.add()
+    cluster.admit([holder], [newcomer])
+    for peer, fill in ((holder, 5), (newcomer, 0)):
+        tensor = {"name": "w", "fill": fill, "count": 1000, "dtype": "uint8"}
+        cluster.ask(peer, "state", tensors=[tensor], revision=fill)
+    answers = cluster.ask_all([holder, newcomer], "sync")
+    expect_ok(answers)
+    assert answers[0]["digest"] == answers[1]["digest"]
+    assert (answers[0]["tx"], answers[1]["rx"]) == (1000, 1000)

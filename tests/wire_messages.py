@@ -368,7 +368,7 @@ def _hello(f: dict[str, Any]) -> bytes:
     if f["version"] != lib.PROTOCOL_VERSION:
         return start
     numbers = struct.pack("<IHII", f["group"], f["streams"], f["timeout_ms"], f["straggler_timeout_ms"])
-    return start + numbers + _address(f["listen"]) + _text(f["name"]) + _text(f["run"])
+    return start + numbers + _address(f["listen"]) + _text(f["name"]) + _text(f.get("run", b""))
 
 
 def _propose(f: dict[str, Any]) -> bytes:
