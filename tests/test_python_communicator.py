@@ -18,6 +18,7 @@ from pccl import (
     Communicator,
     DataType,
     MasterNode,
+    PCCLTimeoutError,
     QuantizationAlgorithm,
     QuantizationOptions,
     ReduceDescriptor,
@@ -174,6 +175,22 @@ def test_alone_there_is_nobody_to_reduce_with(master) -> None:
         assert not comm.are_peers_pending()
         comm.update_topology()
         assert comm.world_size == 1
+
+
+def test_a_bounded_connect_says_who_does_not_let_it_in_and_may_be_tried_again(master) -> None:
+    with Communicator(master.address, name="trainer-2", timeout=1) as first:
+        second = Communicator(master.address, name="trainer-3", timeout=1)
+        with pytest.raises(PCCLTimeoutError, match=r"not let in within .* trainer-2 .* update_topology\(\)"):
+            second.connect(timeout=0.5)
+        joining = threading.Thread(target=second.connect, kwargs={"timeout": PATIENCE})
+        joining.start()
+        while first.world_size < 2:
+            first.update_topology()
+        joining.join(PATIENCE)
+        assert second.world_size == 2
+        second.close()
+    with pytest.raises(ValueError, match="timeout"):
+        second.connect(timeout=-1)
 
 
 def test_connect_returns_the_communicator_and_with_takes_it(master) -> None:

@@ -122,6 +122,16 @@ static bool is_silent(const struct master *master, int slot) {
            SILENT_HEARTBEATS * peer->timeout_ns / HEARTBEATS_PER_TIMEOUT;
 }
 
+/* What two peers can do that seem to be one host to all others. */
+static const char *hint(const struct master *master, int a, int b) {
+    const struct address *x = &master->slots[a].address, *y = &master->slots[b].address;
+    bool same = x->family == y->family && memcmp(x->bytes, y->bytes, sizeof x->bytes) == 0;
+    return same && !address_is_loopback(x)
+               ? "; both have the same address to the master: if they are behind one "
+                 "NAT, give the one inside with advertise="
+               : "";
+}
+
 /* Nothing is held against a healthy peer because the other one is about to be put out. */
 static void fail(struct master *master, struct probe *probe, const char *reason) {
     int a = probe->opener, b = probe->acceptor;
@@ -131,8 +141,8 @@ static void fail(struct master *master, struct probe *probe, const char *reason)
     }
     slot_set_add(&master->cant_open[a], b);
     char text[MAX_REASON_BYTES + 1], from[LABEL_BYTES], to[LABEL_BYTES];
-    snprintf(text, sizeof text, "no link between peers %s and %s: %.*s", master_label(master, a, from),
-             master_label(master, b, to), MAX_REASON_BYTES / 2, reason);
+    snprintf(text, sizeof text, "no link between peers %s and %s: %.*s%s", master_label(master, a, from),
+             master_label(master, b, to), MAX_REASON_BYTES / 2, reason, hint(master, a, b));
     note_failure(&master->slots[a], text);
     note_failure(&master->slots[b], text);
     if (slot_set_has(&master->cant_open[b], a) && !is_good(master, a, b)) {

@@ -88,6 +88,24 @@ static uint64_t round_of_voters(const struct world *world, const struct process 
     return highest;
 }
 
+/* A newcomer is let in, with a link to `other`: somebody has seen that it can be made. */
+static void check_was_reached(struct world *world, const struct conn *conn, const struct id *other) {
+    const struct process *newcomer = conn->ends[0].process;
+    for (int i = 0; i < world->process_count; i++) {
+        const struct process *peer = world->processes[i];
+        if (!peer->has_id || !id_equal(&peer->id, other)) {
+            continue;
+        }
+        int a = newcomer->host, b = peer->host;
+        if (world->blocked[a][b] > 0 && world->blocked[b][a] > 0 &&
+            world->blocked_since[a][b] < conn->welcomed_at &&
+            world->blocked_since[b][a] < conn->welcomed_at) {
+            violate(world, 6, "%s is let in beside %s, which it has never been able to reach", newcomer->name,
+                    peer->name);
+        }
+    }
+}
+
 void check_propose(struct world *world, const struct conn *conn, const struct message_propose *propose) {
     struct process *to = conn->ends[0].process;
     int run = conn->ends[1].process->run;
@@ -120,6 +138,9 @@ void check_propose(struct world *world, const struct conn *conn, const struct me
     }
     for (uint16_t i = 0; i < propose->link_count; i++) {
         check_link_plan(world, record, propose->rank, &propose->links[i]);
+    }
+    for (uint16_t i = 0; i < propose->link_count && !to->member; i++) {
+        check_was_reached(world, conn, &propose->members[propose->links[i].rank].id);
     }
     if (!to->member && id_equal(&conn->id, &to->id)) {
         to->user.admitted_round = round_of_voters(world, to);

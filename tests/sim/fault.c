@@ -134,6 +134,9 @@ static struct process *process_at(struct world *world, int host) {
 }
 
 static void block(struct world *world, int from, int to, int by) {
+    if (world->blocked[from][to] == 0) {
+        world->blocked_since[from][to] = world->now;
+    }
     world->blocked[from][to] += by;
     uint64_t until = by > 0                 ? NEVER
                      : from == 0 || to == 0 ? world->now + grace(world)

@@ -44,13 +44,16 @@ int inspect_master_leftovers(const struct master *master, char *text, size_t byt
     for (int i = 0; i < MASTER_OP_BUCKETS; i++) {
         ops += master->numbered_count == 0 && master->buckets[i] != NO_MASTER_OP;
     }
+    for (int i = 0; i < MAX_MASTER_PROBES; i++) {
+        lost += master->probes[i].used;
+    }
     if (ops == 0 && groups == 0 && chained == 0 && early == 0 && lost == 0 && !master->vote.open &&
         !master->admitting) {
         return 0;
     }
     snprintf(text, bytes,
              "%d ops, %d groups without peers, %d groups with ops or tags, %d early votes, "
-             "%d connections without a peer, vote %s",
+             "%d connections without a peer or probes, vote %s",
              ops, groups, chained, early, lost,
              master->vote.open   ? "open"
              : master->admitting ? "admitting"
@@ -63,6 +66,9 @@ int inspect_peer_leftovers(const struct peer *peer, char *text, size_t bytes) {
     for (int16_t at = peer->free_op; at != NO_OP && free_ops <= MAX_OP_SLOTS; at = peer->ops[at].next) {
         free_ops++;
     }
+    for (int i = 0; i < MAX_PROBES; i++) {
+        chained += peer->probes[i].used;
+    }
     for (int i = 0; i < OP_BUCKETS; i++) {
         chained += peer->buckets[i] != NO_OP;
     }
@@ -72,7 +78,7 @@ int inspect_peer_leftovers(const struct peer *peer, char *text, size_t bytes) {
         peer->close_call == 0 && peer->open_vote == VOTE_NONE) {
         return 0;
     }
-    snprintf(text, bytes, "%d ops in use, %d in buckets, %u counted, %u failed tags, %s",
+    snprintf(text, bytes, "%d ops in use, %d in buckets or probes, %u counted, %u failed tags, %s",
              MAX_OP_SLOTS - free_ops, chained, (unsigned)peer->op_count, (unsigned)peer->failed_count,
              peer->vote_call != 0           ? "a vote"
              : peer->connect_call != 0      ? "a connect"

@@ -340,6 +340,7 @@ static void master_send(struct process *master, struct conn *conn, const struct 
     }
     if (message->type == MESSAGE_WELCOME) {
         conn->id = message->as.welcome.peer;
+        conn->welcomed_at = world->now;
         if (peer->control == conn) { /* else it has given this connection up, and may have made another */
             peer->id = conn->id;
             peer->has_id = true;

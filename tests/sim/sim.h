@@ -72,9 +72,10 @@ struct pipe {
 struct conn {
     uint64_t number; /* > 0 */
     bool control;
-    struct id id;        /* control: that the master gave */
-    bool alone;          /* control: in the newest epoch that was proposed to its peer */
-    bool knows_revision; /* control: its peer was told `revision`, and was never alone since */
+    struct id id;         /* control: that the master gave */
+    uint64_t welcomed_at; /* control */
+    bool alone;           /* control: in the newest epoch that was proposed to its peer */
+    bool knows_revision;  /* control: its peer was told `revision`, and was never alone since */
     uint64_t revision;
     struct conn *next;
     struct conn_end {
@@ -415,6 +416,7 @@ struct world {
     int at_host[MAX_HOSTS]; /* process index, or -1 */
     bool host_off[MAX_HOSTS];
     int blocked[MAX_HOSTS][MAX_HOSTS];
+    uint64_t blocked_since[MAX_HOSTS][MAX_HOSTS];
     uint64_t stall_until[MAX_HOSTS][MAX_HOSTS];
     uint64_t suspect_until[MAX_HOSTS]; /* the host or its way to the master had a fault */
     uint64_t edge_suspect_until[MAX_HOSTS][MAX_HOSTS];
