@@ -55,13 +55,12 @@ def _bench(arguments: list[str]) -> int:
 def _optional(name: str, extra: str, arguments: list[str]) -> int:
     """The main() of a module that wants what pccl[extra] installs."""
     try:
-        module = importlib.import_module(name)
+        return int(importlib.import_module(name).main(arguments) or 0)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("pccl"):
             raise
         print(f"pccl {extra}: {error.name} is missing: pip install 'pccl[{extra}]'", file=sys.stderr)
         return 1
-    return int(module.main(arguments) or 0)
 
 
 def main(arguments: list[str] | None = None) -> int:
