@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
+try:
+    import psutil
+except ModuleNotFoundError:  # `pccl stress --help` does without it; see main()
+    psutil = None
 
 from . import processes
 from .causes import Disturbance

@@ -14,7 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
+try:
+    import psutil
+except ModuleNotFoundError:  # `pccl stress --help` does without it; see main()
+    psutil = None
 
 from .lifeline import end_with_parent
 from .namespaces import address_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -178,6 +179,7 @@ def main(arguments: list[str]) -> int:
     """Run it with the words behind `pccl stress`; the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    importlib.import_module("psutil")  # else this is where it is missed
     if options.report is not None and not options.report.absolute().parent.is_dir():
         parser.error(f"--report: {options.report.parent} is no folder")
     if options.groups == 2 and options.peers < 6:

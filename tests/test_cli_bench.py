@@ -56,3 +56,18 @@ def test_a_benchmark_prints_json_that_programs_can_read() -> None:
     done = run("bench", "allreduce", "-b", "1K", "-e", "1K", "-n", "2", "-w", "1", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["--minutes", "1"], 1)])
+def test_stress_tells_its_options_without_what_it_needs(arguments, status) -> None:
+    program = f"""
+import sys
+sys.modules.update(dict.fromkeys(["psutil", "rich", "matplotlib", "ml_dtypes"]))
+from pccl.cli import main
+sys.exit(main(["stress", *{arguments!r}]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stdout.startswith("usage: pccl stress") if status == 0 else "psutil is missing" in done.stderr
