@@ -9,6 +9,8 @@ import pytest
 from faults.cluster import Cluster, expect_error, expect_ok
 from faults.proxy import Proxy
 
+import pccl
+
 SEED = 20261124
 TIMEOUT = 0.6
 
@@ -131,3 +133,24 @@ def test_a_peer_whose_connection_to_the_master_is_reset_is_out_and_the_others_go
         expect_error(cluster.collect(ops), "PeerLostError")
         expect_error(cluster.ask_all([cut_off], "all_reduce", **op), "MasterLostError")
         cluster.reduce([a, b])
+
+
+@pytest.mark.parametrize("fault", ["reset", "silence"])
+def test_who_has_lost_the_master_says_so_without_a_call_and_joins_again(fault):
+    """world_size and the like follow the loss at once; get_attribute tells it; `with` connects again."""
+    with pccl.MasterNode("127.0.0.1:0") as master, Proxy(master.address) as proxy:
+        comm = pccl.Communicator(proxy.address, timeout=TIMEOUT).connect()
+        assert comm.world_size == 1
+        if fault == "reset":
+            proxy.reset()
+        else:
+            proxy.stall()
+        deadline = time.monotonic() + 100 * TIMEOUT
+        while comm.world_size != 0 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert (comm.world_size, comm.global_world_size, comm.epoch) == (0, 0, 0)
+        with pytest.raises(pccl.MasterLostError):
+            comm.get_attribute(pccl.Attribute.GLOBAL_WORLD_SIZE)
+        proxy.stall(upstream=False, downstream=False)
+        with comm:
+            assert comm.world_size == 1

@@ -152,6 +152,7 @@ BEYOND_LIMITS = [
     changed("PROPOSE", fate=lib.FATE_ABORT - 1),
     changed("PROPOSE", fate=lib.FATE_END),
     changed("PROPOSE", status=19),
+    changed("PROPOSE", fate=lib.FATE_ABORT, status=0),
     changed("PROPOSE", has_guilty_tag=2),
     changed("PROPOSE", rank=2),
     changed("PROPOSE", world=0, members=[], places=[], links=[], rank=0),
@@ -178,6 +179,8 @@ BEYOND_LIMITS = [
     changed("OP_CONFLICT", mine={**MINE, "algorithm": lib.OP_ALGORITHM_END}),
     changed("OP_CONFLICT", mine={**MINE, "root_or_world": lib.MAX_PEERS + 1}),
     changed("OP_ABORT", status=19),
+    changed("OP_ABORT", status=0),
+    changed("OP_WAITING", part=lib.WAITING_END),
     changed("OP_STRAGGLERS", kind=lib.VOTE_KIND_END),
     changed("OP_STRAGGLERS", total=0),
     changed("OP_STRAGGLERS", total=lib.MAX_PEERS + 1),
@@ -189,7 +192,9 @@ BEYOND_LIMITS = [
     changed("SYNC_REPORT", progress=0),
     changed("SYNC_REPORT", progress=lib.SYNC_PROGRESS_END),
     changed("SYNC_REPORT", status=19),
+    changed("SYNC_REPORT", progress=lib.SYNC_FAILED, status=0),
     changed("EVICTED", status=19),
+    changed("EVICTED", status=0),
 ]
 
 
@@ -221,6 +226,7 @@ def test_hello_of_another_version_gives_its_versions_alone(version: int, oldest:
 
 def test_refusal_with_a_result_of_a_later_version_is_still_a_refusal() -> None:
     assert decode(pack(changed("REFUSED", status=999)))[1] == changed("REFUSED", status=17)
+    assert decode(pack(changed("REFUSED", status=0)))[1] == changed("REFUSED", status=17)
 
 
 def test_the_bytes_that_all_versions_share_are_frozen() -> None:

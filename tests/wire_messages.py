@@ -39,6 +39,7 @@ def up_to(highest: int, lowest: int = 0) -> st.SearchStrategy[int]:
 u8, u16, u32, u64 = (up_to(2**bits - 1) for bits in (8, 16, 32, 64))
 ids = st.binary(min_size=16, max_size=16)
 results = up_to(LAST_RESULT)
+errors = up_to(LAST_RESULT, 1)
 _NO_CONTROL = bytes(byte if byte >= 0x20 and byte != 0x7F else 0x20 + byte % 32 for byte in range(256))
 
 
@@ -70,7 +71,7 @@ descriptors = st.fixed_dictionaries(
 digests = ids
 votes = up_to(lib.VOTE_KIND_END - 1, 1)
 announcements = st.fixed_dictionaries({"kind": up_to(lib.VOTE_KIND_END - 1), "peer": ids})
-refusals = st.fixed_dictionaries({"status": results, "reason": reasons})
+refusals = st.fixed_dictionaries({"status": errors, "reason": reasons})
 ended_op = st.fixed_dictionaries({"tag": u64, "number": u64})
 failed = st.lists(ended_op, max_size=5) | ended_op.map(lambda op: [op] * lib.MAX_FAILED_TAGS)
 failed_tags = st.lists(u64, max_size=5) | st.just([2**64 - 1] * lib.MAX_FAILED_TAGS)
@@ -115,7 +116,7 @@ def proposals(draw: st.DrawFn) -> dict[str, Any]:
                 "places": st.lists(rank, min_size=len(member_list), max_size=len(member_list)),
                 "members": st.just(member_list),
             }
-        )
+        ).filter(lambda fields: fields["fate"] != lib.FATE_ABORT or fields["status"] != 0)
     )
 
 
@@ -168,8 +169,17 @@ FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         {"epoch": u64, "tag": u64, "mine": descriptors, "theirs": descriptors, "other": ids}
     ),
     "OP_CONFLICT": st.fixed_dictionaries({"epoch": u64, "tag": u64, "kind": votes, "mine": descriptors}),
-    "OP_ABORT": st.fixed_dictionaries({"epoch": u64, "tag": u64, "status": results, "reason": reasons}),
-    "OP_WAITING": st.fixed_dictionaries({"epoch": u64, "tag": u64, "number": u64, "waited_ms": u32}),
+    "OP_ABORT": st.fixed_dictionaries({"epoch": u64, "tag": u64, "status": errors, "reason": reasons}),
+    "OP_WAITING": st.fixed_dictionaries(
+        {
+            "epoch": u64,
+            "tag": u64,
+            "number": u64,
+            "part": up_to(lib.WAITING_END - 1),
+            "question": u32,
+            "waited_ms": u32,
+        }
+    ),
     "OP_STRAGGLERS": stragglers(),
     "SYNC_OFFER": st.fixed_dictionaries(
         {
@@ -201,7 +211,7 @@ FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "status": results,
             "reason": reasons,
         }
-    ),
+    ).filter(lambda fields: fields["progress"] != lib.SYNC_FAILED or fields["status"] != 0),
     "PROBE": st.fixed_dictionaries({"key": ids, "opener": st.booleans(), "member": members}),
     "PROBED": st.fixed_dictionaries({"key": ids, "reached": st.booleans(), "reason": reasons}),
     "PENDING": st.fixed_dictionaries({"waited_ms": u32, "reason": reasons}),
@@ -300,7 +310,7 @@ EXAMPLES = {
         "OP_MISMATCH": {**_OP, "mine": _DESCRIPTOR, "theirs": {**_DESCRIPTOR, "count": 999}, "other": _ID},
         "OP_CONFLICT": {**_OP, "kind": 3, "mine": _DESCRIPTOR},
         "OP_ABORT": {**_OP, "status": 13, "reason": b"5 s have passed"},
-        "OP_WAITING": {**_OP, "number": 9, "waited_ms": 500},
+        "OP_WAITING": {**_OP, "number": 9, "part": 1, "question": 3, "waited_ms": 500},
         "OP_STRAGGLERS": {"kind": 0, **_WAITING},
         "SYNC_OFFER": {
             "revision": 9,
@@ -450,7 +460,8 @@ def _body(name: str, f: dict[str, Any]) -> bytes:
             flags = f.get("returned", False), f.get("numbered", False)
             return struct.pack("<QQQIBB", f["epoch"], f["tag"], f.get("number", 0), f["check"], *flags)
         case "OP_WAITING":
-            return struct.pack("<QQQI", f["epoch"], f["tag"], f.get("number", 0), f["waited_ms"])
+            numbers = f["epoch"], f["tag"], f.get("number", 0), f["part"], f["question"], f["waited_ms"]
+            return struct.pack("<QQQBII", *numbers)
         case "OP_MISMATCH":
             both = descriptor_bytes(f["mine"]) + descriptor_bytes(f["theirs"])
             return struct.pack("<QQ", f["epoch"], f["tag"]) + both + f["other"]

@@ -244,10 +244,15 @@ static void forgive_own_sleep(struct master *master) {
         master->slots[slot].last_heard_ns += gap_ns;
         master->slots[slot].sync_moved_ns += gap_ns;
     }
+    /* Votes, offers and answers that came meanwhile are unread, too. */
+    rendezvous_postpone(&master->vote, gap_ns);
     for (int group = 0; group < MAX_PEERS; group++) {
         master->groups[group].formed_since_ns += gap_ns;
+        rendezvous_postpone(&master->groups[group].sync, gap_ns);
     }
     master_probe_forgive(master, gap_ns);
+    master_op_postpone(master, gap_ns);
+    master->awake_since_ns = master->now_ns;
 }
 
 static void check_time(struct master *master) {

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/heartbeat.h"
 #include "core/master_state.h"
 #include "pccl.h"
 
@@ -145,7 +146,7 @@ static void seat(struct master *master, int slot, const struct master_event *eve
     peer->group = (int16_t)find_or_make_group(master, hello->group);
     master->connections[slot] = event->connection;
     forget_pairs(master, slot);
-    uint64_t tick_ns = peer->timeout_ns / HEARTBEATS_PER_TIMEOUT;
+    uint64_t tick_ns = heartbeat_of(peer->timeout_ns);
     if (tick_ns < master->tick_ns) {
         master->tick_ns = tick_ns;
         master_watch(master, master->now_ns + tick_ns);
@@ -324,7 +325,7 @@ void master_join_check(struct master *master) {
             continue;
         }
         master_watch(master, deadline_ns);
-        uint64_t tick_ns = peer->timeout_ns / HEARTBEATS_PER_TIMEOUT;
+        uint64_t tick_ns = heartbeat_of(peer->timeout_ns);
         master->tick_ns = tick_ns < master->tick_ns ? tick_ns : master->tick_ns;
     }
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "base/heartbeat.h"
 #include "core/describe.h"
 #include "core/master_state.h"
 #include "pccl.h"
@@ -132,6 +133,7 @@ static void forget_question(struct master_op *op) {
     op->waited_ns = 0;
     op->straggler_limit = false;
     slot_set_clear(&op->joined);
+    slot_set_clear(&op->absent);
 }
 
 static struct message commit_of(uint64_t epoch, uint64_t tag, uint64_t number) {
@@ -240,48 +242,88 @@ void master_op_abort(struct master *master, int slot, const struct message_op_ab
     abort_op(master, (int)(group - master->groups), abort->tag, &ending);
 }
 
-/* A member waits. Whoever is in the op too says so when asked; after a moment the rest is missing. */
+/* How long `slot` has waited in the op, as far as it can be: no longer than the epoch lasts, and a time in
+ * which the master itself stood still counts against nobody, since who is missing may have waited for an
+ * answer. */
+static uint64_t believed_wait(const struct master *master, const struct group *group, uint32_t waited_ms) {
+    uint64_t since_ns =
+        group->committed_ns > master->awake_since_ns ? group->committed_ns : master->awake_since_ns;
+    uint64_t most_ns = master->now_ns - since_ns, waited_ns = waited_ms * UINT64_C(1000000);
+    return waited_ns < most_ns ? waited_ns : most_ns;
+}
+
+static void ask_who_is_in(struct master *master, const struct group *group, struct master_op *op, int asker) {
+    op->question++;
+    op->asked_ns = master->now_ns;
+    op->pause_ns = heartbeat_of(master->slots[asker].timeout_ns);
+    slot_set_clear(&op->absent);
+    struct message question = {.type = MESSAGE_OP_WAITING};
+    question.as.op_waiting = (struct message_op_waiting){.epoch = group->epoch,
+                                                         .tag = op->tag,
+                                                         .number = op->asked_number,
+                                                         .part = WAITING_ASKS,
+                                                         .question = op->question};
+    for (int i = 0; i < group->size; i++) {
+        if (group->ring[i] != asker) {
+            master_send(master, group->ring[i], &question);
+        }
+    }
+    master_watch(master, master->now_ns + op->pause_ns);
+}
+
+static void note_absent(struct master *master, struct master_op *op, int slot, uint32_t question) {
+    if (op->asked_ns != 0 && question == op->question && !slot_set_has(&op->joined, slot)) {
+        slot_set_add(&op->absent, slot);
+        master_watch(master, master->now_ns); /* it may be the last answer */
+    }
+}
+
+/* A member waits, or answers whether it is in the op. */
 void master_op_waiting(struct master *master, int slot, const struct message_op_waiting *waiting) {
     struct group *group = current_group(master, slot, waiting->epoch);
     if (group == NULL) {
         return;
     }
-    struct master_op *op = find_or_open(master, (int)(group - master->groups), waiting->tag);
-    if (op == NULL) {
-        return;
-    }
-    if (waiting->number < op->asked_number) {
-        return; /* of an op before */
+    int index = (int)(group - master->groups);
+    bool asks = waiting->part == WAITING_ASKS;
+    struct master_op *op =
+        asks ? find_or_open(master, index, waiting->tag) : find(master, index, waiting->tag);
+    if (op == NULL || waiting->number < op->asked_number || (!asks && waiting->number > op->asked_number)) {
+        return; /* no room, or of another op under this tag than the one that is asked about */
     }
     if (waiting->number > op->asked_number) {
         op->asked_number = waiting->number;
         forget_question(op);
     }
+    if (waiting->part == WAITING_IS_ABSENT) {
+        note_absent(master, op, slot, waiting->question);
+        return;
+    }
     slot_set_add(&op->joined, slot);
-    uint64_t waited_ns = waiting->waited_ms * UINT64_C(1000000);
+    slot_set_remove(&op->absent, slot);
     const struct slot *peer = &master->slots[slot];
+    uint64_t waited_ns = believed_wait(master, group, waiting->waited_ms);
     op->waited_ns = waited_ns > op->waited_ns ? waited_ns : op->waited_ns;
-    if (peer->straggler_timeout_ns != 0 && waited_ns >= peer->straggler_timeout_ns) {
+    bool reached = peer->straggler_timeout_ns != 0 && waited_ns >= peer->straggler_timeout_ns;
+    if (reached && !op->straggler_limit) {
         op->straggler_limit = true;
+        op->asked_ns = 0; /* who is absent is asked once more: it is put out only if it is so now */
     }
-    if (op->asked_ns != 0 || waited_ns < peer->timeout_ns / HEARTBEATS_PER_TIMEOUT) {
-        return; /* an answer, or asked already */
+    if (op->asked_ns == 0 && (asks || reached) && waited_ns >= heartbeat_of(peer->timeout_ns)) {
+        ask_who_is_in(master, group, op, slot);
     }
-    op->asked_ns = master->now_ns;
-    struct message question = {.type = MESSAGE_OP_WAITING};
-    question.as.op_waiting =
-        (struct message_op_waiting){.epoch = waiting->epoch, .tag = waiting->tag, .number = waiting->number};
-    for (int i = 0; i < group->size; i++) {
-        if (group->ring[i] != slot) {
-            master_send(master, group->ring[i], &question);
-        }
-    }
-    master_watch(master, master->now_ns + peer->timeout_ns / HEARTBEATS_PER_TIMEOUT);
+    master_watch(master, master->now_ns);
 }
 
-static bool is_missing(const struct master_op *op, int slot) {
+static bool is_silent(const struct master_op *op, int slot) {
     bool is_done = op->number >= op->asked_number && slot_set_has(&op->done, slot);
-    return !slot_set_has(&op->joined, slot) && !is_done;
+    return !is_done && !slot_set_has(&op->joined, slot) && !slot_set_has(&op->absent, slot);
+}
+
+/* Who has said that it is not in the op, or has said nothing for as long as it may be silent. */
+static bool is_missing(const struct master *master, const struct master_op *op, int slot) {
+    bool overdue = master->now_ns >= op->asked_ns + master->slots[slot].timeout_ns;
+    return slot_set_has(&op->absent, slot) || (overdue && is_silent(op, slot));
 }
 
 static void tell_stragglers(struct master *master, const struct group *group, const struct master_op *op) {
@@ -292,16 +334,39 @@ static void tell_stragglers(struct master *master, const struct group *group, co
     report->waited_ms = (uint32_t)(op->waited_ns / 1000000);
     for (int i = 0; i < group->size; i++) {
         int slot = group->ring[i];
-        if (is_missing(op, slot) && report->named < MAX_NAMED_STRAGGLERS) {
+        bool missing = is_missing(master, op, slot);
+        if (missing && report->named < MAX_NAMED_STRAGGLERS) {
             report->peers[report->named++] = master->slots[slot].id;
         }
-        report->total = (uint16_t)(report->total + is_missing(op, slot));
+        report->total = (uint16_t)(report->total + missing);
     }
     for (int i = 0; i < group->size && report->total > 0; i++) {
-        if (!is_missing(op, group->ring[i])) {
+        if (!is_missing(master, op, group->ring[i])) {
             master_send(master, group->ring[i], &message);
         }
     }
+}
+
+/* Whether it is time to judge: all have answered, or those who have are enough to name somebody, or a silent
+ * one has been silent for too long. Else sees to it that it is looked at again. */
+static bool is_ripe(struct master *master, const struct group *group, const struct master_op *op) {
+    uint64_t next_ns = UINT64_MAX;
+    bool missing = false;
+    for (int i = 0; i < group->size; i++) {
+        int slot = group->ring[i];
+        bool is_out = is_missing(master, op, slot);
+        missing = missing || is_out;
+        if (!is_out && is_silent(op, slot)) {
+            uint64_t overdue_ns = op->asked_ns + master->slots[slot].timeout_ns;
+            next_ns = overdue_ns < next_ns ? overdue_ns : next_ns;
+        }
+    }
+    if (next_ns == UINT64_MAX || (missing && master->now_ns >= op->asked_ns + op->pause_ns)) {
+        return true;
+    }
+    uint64_t pause_ns = op->asked_ns + op->pause_ns;
+    master_watch(master, missing && pause_ns < next_ns ? pause_ns : next_ns);
+    return false;
 }
 
 /* Returns the first straggler to evict, or NO_SLOT. */
@@ -310,10 +375,17 @@ static int judge(struct master *master, struct master_op *op) {
     int straggler = NO_SLOT;
     tell_stragglers(master, group, op);
     for (int i = 0; i < group->size && straggler == NO_SLOT && op->straggler_limit; i++) {
-        straggler = is_missing(op, group->ring[i]) ? group->ring[i] : NO_SLOT;
+        straggler = is_missing(master, op, group->ring[i]) ? group->ring[i] : NO_SLOT;
     }
     forget_question(op); /* who still waits will say so again */
     return straggler;
+}
+
+void master_op_postpone(struct master *master, uint64_t by_ns) {
+    for (int i = 0; i < MAX_MASTER_OPS; i++) {
+        struct master_op *op = &master->ops[i];
+        op->asked_ns += op->used && op->asked_ns != 0 ? by_ns : 0;
+    }
 }
 
 void master_op_check(struct master *master) {
@@ -325,12 +397,7 @@ void master_op_check(struct master *master) {
         for (int at = master->groups[i].first_op; at != NO_MASTER_OP; at = next) {
             struct master_op *op = &master->ops[at];
             next = op->next;
-            if (op->asked_ns == 0) {
-                continue;
-            }
-            uint64_t pause_ns = master->slots[master->groups[i].ring[0]].timeout_ns / HEARTBEATS_PER_TIMEOUT;
-            if (master->now_ns < op->asked_ns + pause_ns) {
-                master_watch(master, op->asked_ns + pause_ns);
+            if (op->asked_ns == 0 || !is_ripe(master, &master->groups[i], op)) {
                 continue;
             }
             uint64_t tag = op->tag;

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/heartbeat.h"
 #include "core/master_state.h"
 #include "pccl.h"
 
@@ -25,7 +26,7 @@ enum {
 static const uint64_t least_patience_ns = UINT64_C(500000000);
 
 uint64_t master_probe_patience_ns(const struct master *master) {
-    uint64_t timeout_ns = master_run_timeout_ns(master), patience_ns = timeout_ns / HEARTBEATS_PER_TIMEOUT;
+    uint64_t timeout_ns = master_run_timeout_ns(master), patience_ns = heartbeat_of(timeout_ns);
     patience_ns = patience_ns > least_patience_ns ? patience_ns : least_patience_ns;
     return patience_ns < timeout_ns / 2 ? patience_ns : timeout_ns / 2;
 }

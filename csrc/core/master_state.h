@@ -97,15 +97,15 @@ struct lossy_pair {
 /* The plan is the newest epoch that was proposed; it is committed if `epoch` equals `plan_epoch`. */
 struct group {
     bool used;
-    uint32_t number; /* the user's */
-    uint64_t epoch;  /* committed and current; 0 while one is being formed */
+    uint32_t number;       /* the user's */
+    uint64_t epoch;        /* committed and current; 0 while one is being formed */
+    uint64_t committed_ns; /* when it was */
     uint64_t plan_epoch;
     uint16_t size;
     int16_t ring[MAX_PEERS];  /* slots in ring order */
     int16_t tree[MAX_PEERS];  /* the same in the order of their places in the tree */
     uint64_t formed_since_ns; /* when the plan was proposed */
     bool vote_announced;      /* the members know of the open vote */
-    uint64_t committed_ns;    /* when the last epoch was */
     struct lossy_pair lossy[MAX_LOSSY_PAIRS];
     struct id last_failed[2]; /* the pair given up last */
     uint64_t last_failed_ns, forgiven_ns;
@@ -133,17 +133,20 @@ struct master_op {
     bool used;
     int16_t group;
     uint64_t tag;
-    struct slot_set done, joined;
-    uint32_t check;         /* of the first who was done */
-    bool returned;          /* by one of them, before its commit */
-    bool numbered;          /* ops under this tag are numbered: this stays until the epoch ends */
-    uint64_t number;        /* the highest that somebody has done */
-    uint64_t asked_number;  /* of the op that `joined` and what follows are about */
-    uint64_t asked_ns;      /* when the members were asked who has joined; 0: not asked */
-    uint64_t waited_ns;     /* the longest wait that a member has reported */
-    bool straggler_limit;   /* that wait has reached the member's straggler timeout */
-    int16_t previous, next; /* in the group's list; `next` alone for the free ones */
-    int16_t chained;        /* in the bucket */
+    struct slot_set done;
+    struct slot_set joined, absent; /* what the members have answered: they are in it, or not */
+    uint32_t check;                 /* of the first who was done */
+    bool returned;                  /* by one of them, before its commit */
+    bool numbered;                  /* ops under this tag are numbered: this stays until the epoch ends */
+    uint64_t number;                /* the highest that somebody has done */
+    uint64_t asked_number;          /* of the op that `joined` and what follows are about */
+    uint32_t question;              /* how often they were asked */
+    uint64_t asked_ns;              /* when the members were asked who has joined; 0: not asked */
+    uint64_t pause_ns;              /* after which those who have answered are told who is missing */
+    uint64_t waited_ns;             /* the longest wait that a member has reported */
+    bool straggler_limit;           /* that wait has reached the member's straggler timeout */
+    int16_t previous, next;         /* in the group's list; `next` alone for the free ones */
+    int16_t chained;                /* in the bucket */
 };
 
 enum { MASTER_OP_BUCKETS = 8192, NO_MASTER_OP = -1, NO_GROUP = -1, NO_SLOT = -1 };
@@ -153,8 +156,9 @@ struct master {
     master_perform perform;
     void *context;
     uint64_t now_ns, last_step_ns;
-    uint64_t next_check_ns; /* nothing times out before */
-    uint64_t tick_ns;       /* the longest time between two checks */
+    uint64_t awake_since_ns; /* when this process last went on after it had stood still */
+    uint64_t next_check_ns;  /* nothing times out before */
+    uint64_t tick_ns;        /* the longest time between two checks */
     struct id run;
     char run_name[MAX_RUN_BYTES + 1];  /* given to the master; "": none */
     char peers_run[MAX_RUN_BYTES + 1]; /* that the peers have named; counts while there are any */
@@ -272,7 +276,8 @@ void master_op_done(struct master *master, int slot, const struct message_op *do
 void master_op_waiting(struct master *master, int slot, const struct message_op_waiting *waiting);
 void master_op_mismatch(struct master *master, int slot, const struct message_op_mismatch *mismatch);
 void master_op_abort(struct master *master, int slot, const struct message_op_abort *abort);
-void master_op_forget(struct master *master, int group); /* all open ops of the group */
+void master_op_forget(struct master *master, int group);        /* all open ops of the group */
+void master_op_postpone(struct master *master, uint64_t by_ns); /* what is asked is asked later */
 void master_op_check(struct master *master);
 
 /* master_links.c: the links of a plan, known by their keys. */

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/heartbeat.h"
 #include "core/peer_state.h"
 #include "pccl.h"
 
@@ -25,7 +26,7 @@ uint64_t peer_timeout_ns(const struct peer *peer) {
 }
 
 uint64_t peer_heartbeat_ns(const struct peer *peer) {
-    return peer_timeout_ns(peer) / HEARTBEATS_PER_TIMEOUT;
+    return heartbeat_of(peer_timeout_ns(peer));
 }
 
 void peer_complete(struct peer *peer, uint64_t call, uint16_t status, uint64_t value, const char *text) {

@@ -18,31 +18,49 @@ uint64_t peer_wait_next_report(const struct peer *peer, const struct peer_op *op
     return op->started_ns + next_ns;
 }
 
+static uint32_t waited_ms(const struct peer *peer, const struct peer_op *op) {
+    uint64_t waited = (peer->now_ns - op->started_ns) / 1000000;
+    return waited < UINT32_MAX ? (uint32_t)waited : UINT32_MAX;
+}
+
 void peer_wait_report(struct peer *peer, const struct peer_op *op) {
     struct message message = {.type = MESSAGE_OP_WAITING};
-    message.as.op_waiting.epoch = peer->epoch;
-    message.as.op_waiting.tag = op->tag;
-    message.as.op_waiting.number = op->number;
-    message.as.op_waiting.waited_ms = (uint32_t)((peer->now_ns - op->started_ns) / 1000000);
+    message.as.op_waiting = (struct message_op_waiting){.epoch = peer->epoch,
+                                                        .tag = op->tag,
+                                                        .number = op->number,
+                                                        .part = WAITING_ASKS,
+                                                        .waited_ms = waited_ms(peer, op)};
     peer_send(peer, &message);
 }
 
-/* The master asks who has joined: the members that are silent have not. */
-void peer_wait_asked(struct peer *peer, const struct message_op_waiting *question) {
+/* The user has called the op that the master asks about: it runs, waits its turn, or is done here. Or the one
+ * before it under this tag still runs, and the user can't call that one yet. */
+static bool is_in(const struct peer *peer, const struct message_op_waiting *question) {
     int index = peer_op_find_newest(peer, question->tag);
+    if (index != NO_OP && (!peer->ops[index].returned || peer->ops[index].number >= question->number)) {
+        return true;
+    }
+    const struct numbered_tag *numbered = peer_number_find(peer, question->tag);
+    return numbered != NULL && question->number != 0 && question->number < numbered->next;
+}
+
+/* The master asks who has joined. Everybody answers, so that a long way is not taken for absence. */
+void peer_wait_asked(struct peer *peer, const struct message_op_waiting *question) {
     if (question->epoch == 0 || question->epoch != peer->epoch) {
         return;
     }
-    const struct numbered_tag *numbered = peer_number_find(peer, question->tag);
-    if (index != NO_OP && peer->ops[index].state == OP_RUNNING &&
-        peer->ops[index].number == question->number) {
-        peer_wait_report(peer, &peer->ops[index]);
-    } else if (numbered != NULL && question->number != 0 && question->number < numbered->next) {
-        struct message message = {.type = MESSAGE_OP_WAITING}; /* it is done here, though not said to be */
-        message.as.op_waiting = (struct message_op_waiting){
-            .epoch = peer->epoch, .tag = question->tag, .number = question->number};
-        peer_send(peer, &message);
-    }
+    int index = peer_op_find_newest(peer, question->tag);
+    bool runs =
+        index != NO_OP && peer->ops[index].state == OP_RUNNING && peer->ops[index].number == question->number;
+    struct message message = {.type = MESSAGE_OP_WAITING};
+    message.as.op_waiting =
+        (struct message_op_waiting){.epoch = peer->epoch,
+                                    .tag = question->tag,
+                                    .number = question->number,
+                                    .question = question->question,
+                                    .part = is_in(peer, question) ? WAITING_IS_IN : WAITING_IS_ABSENT,
+                                    .waited_ms = runs ? waited_ms(peer, &peer->ops[index]) : 0};
+    peer_send(peer, &message);
 }
 
 static void report_conflict(struct peer *peer, struct peer_op *op) {

@@ -81,6 +81,13 @@ bool rendezvous_complete(const struct rendezvous *rendezvous, const struct slot_
     return rendezvous->open && slot_set_within(members, &rendezvous->come);
 }
 
+void rendezvous_postpone(struct rendezvous *rendezvous, uint64_t by_ns) {
+    if (rendezvous->open) {
+        rendezvous->opened_ns += by_ns;
+        rendezvous->next_report_ns += rendezvous->next_report_ns != 0 ? by_ns : 0;
+    }
+}
+
 void rendezvous_close(struct rendezvous *rendezvous) {
     rendezvous->open = false;
 }

@@ -37,6 +37,8 @@ bool rendezvous_come(struct rendezvous *rendezvous, uint8_t kind, int slot, uint
 void rendezvous_withdraw(struct rendezvous *rendezvous, int slot);
 /* Open, and all of `members` have come. */
 bool rendezvous_complete(const struct rendezvous *rendezvous, const struct slot_set *members);
+/* All that is yet to happen at a time happens so much later. */
+void rendezvous_postpone(struct rendezvous *rendezvous, uint64_t by_ns);
 void rendezvous_close(struct rendezvous *rendezvous);
 
 #endif

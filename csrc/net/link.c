@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/check.h"
+#include "base/heartbeat.h"
 #include "net/clock.h"
 #include "net/descriptors.h"
 #include "net/engine.h"
@@ -108,7 +109,7 @@ struct link *link_next_report(struct link_set *set) {
 }
 
 static uint64_t heartbeat_ns(const struct link_set *set) {
-    return set->timeout_ns / HEARTBEATS_PER_TIMEOUT;
+    return heartbeat_of(set->timeout_ns);
 }
 
 uint32_t link_heartbeat_ms(const struct link *link) {

@@ -113,6 +113,7 @@ void peer_loop_perform(void *context, const struct peer_action *action) {
         break;
     case PEER_CONTROL_CLOSE:
         control_close(loop);
+        peer_loop_publish(loop); /* who asks now must not hear that it is connected */
         break;
     case PEER_LINK_OPEN:
     case PEER_LINK_EXPECT:

@@ -13,6 +13,12 @@ static void status(struct cursor *cursor, uint16_t *value) {
     cursor_require(cursor, *value < RESULT_COUNT);
 }
 
+/* What a call fails with. A failure that calls itself a success would end calls as if they had succeeded. */
+static void error(struct cursor *cursor, uint16_t *value) {
+    status(cursor, value);
+    cursor_require(cursor, *value != pcclSuccess);
+}
+
 static void reason(struct cursor *cursor, char text[MAX_REASON_BYTES + 1]) {
     cursor_string(cursor, text, MAX_REASON_BYTES);
 }
@@ -66,14 +72,14 @@ static void body_welcome(struct cursor *cursor, struct message_welcome *welcome)
 static void body_refused(struct cursor *cursor, struct message_refused *refused) {
     cursor_constant(cursor, magic, sizeof magic);
     cursor_u16(cursor, &refused->status);
-    if (cursor->reading && refused->status >= RESULT_COUNT) {
+    if (cursor->reading && (refused->status == pcclSuccess || refused->status >= RESULT_COUNT)) {
         refused->status = pcclRefused;
     }
     reason(cursor, refused->reason);
 }
 
 static void body_evicted(struct cursor *cursor, struct message_refused *evicted) {
-    status(cursor, &evicted->status);
+    error(cursor, &evicted->status);
     reason(cursor, evicted->reason);
 }
 
@@ -104,6 +110,7 @@ static void body_propose(struct cursor *cursor, struct message_propose *propose)
     cursor_u8(cursor, &propose->fate);
     cursor_require(cursor, propose->fate >= FATE_ABORT && propose->fate < FATE_END);
     status(cursor, &propose->status);
+    cursor_require(cursor, propose->fate != FATE_ABORT || propose->status != pcclSuccess);
     cursor_bool(cursor, &propose->has_guilty_tag);
     cursor_u64(cursor, &propose->guilty_tag);
     reason(cursor, propose->reason);
@@ -224,6 +231,7 @@ static void body_sync_report(struct cursor *cursor, struct message_sync_report *
     cursor_require(cursor, report->progress >= SYNC_TOUCHED && report->progress < SYNC_PROGRESS_END);
     cursor_id(cursor, &report->peer);
     status(cursor, &report->status);
+    cursor_require(cursor, report->progress != SYNC_FAILED || report->status != pcclSuccess);
     reason(cursor, report->reason);
 }
 
@@ -247,6 +255,9 @@ static void body_op_waiting(struct cursor *cursor, struct message_op_waiting *wa
     cursor_u64(cursor, &waiting->epoch);
     cursor_u64(cursor, &waiting->tag);
     cursor_u64(cursor, &waiting->number);
+    cursor_u8(cursor, &waiting->part);
+    cursor_require(cursor, waiting->part < WAITING_END);
+    cursor_u32(cursor, &waiting->question);
     cursor_u32(cursor, &waiting->waited_ms);
 }
 
@@ -268,7 +279,7 @@ static void body_op_conflict(struct cursor *cursor, struct message_op_conflict *
 static void body_op_abort(struct cursor *cursor, struct message_op_abort *abort_) {
     cursor_u64(cursor, &abort_->epoch);
     cursor_u64(cursor, &abort_->tag);
-    status(cursor, &abort_->status);
+    error(cursor, &abort_->status);
     reason(cursor, abort_->reason);
 }
 

@@ -102,7 +102,7 @@ struct message_welcome {
 };
 
 struct message_refused {
-    uint16_t status; /* pcclResult_t; one that the decoder does not know becomes pcclRefused */
+    uint16_t status; /* pcclResult_t; in REFUSED, one that is no error or not known becomes pcclRefused */
     char reason[MAX_REASON_BYTES + 1];
 };
 
@@ -131,7 +131,7 @@ enum { MAX_PROBES = 16 }; /* links that one peer tries at a time, beside those o
 struct message_propose {
     uint64_t epoch;
     uint8_t fate;        /* enum fate: of ops of the epoch before */
-    uint16_t status;     /* pcclResult_t that those ops fail with (FATE_ABORT) */
+    uint16_t status;     /* the error that those ops fail with (FATE_ABORT) */
     bool has_guilty_tag; /* then only the op with that tag gets `status`, others RankConnectionLost */
     uint64_t guilty_tag;
     char reason[MAX_REASON_BYTES + 1]; /* why the epoch before has ended */
@@ -252,7 +252,7 @@ struct message_sync_report {
     uint64_t sync;
     uint8_t progress; /* enum sync_progress */
     struct id peer;   /* SYNC_UNREACHED; else zero */
-    uint16_t status;  /* pcclResult_t */
+    uint16_t status;  /* pcclResult_t; of SYNC_FAILED an error */
     char reason[MAX_REASON_BYTES + 1];
 };
 
@@ -271,9 +271,19 @@ struct message_op { /* MESSAGE_OP_DONE, MESSAGE_OP_COMMIT */
     bool numbered;   /* OP_COMMIT: the next op under this tag has the number 1 */
 };
 
+/* What MESSAGE_OP_WAITING says. */
+enum waiting_part {
+    WAITING_ASKS = 0,  /* peer: I wait in this op, who else is in it? master: are you? */
+    WAITING_IS_IN,     /* peer, when asked: I have called it */
+    WAITING_IS_ABSENT, /* peer, when asked: I have not */
+    WAITING_END
+};
+
 struct message_op_waiting {
     uint64_t epoch, tag, number;
-    uint32_t waited_ms; /* since the peer's call; 0 from the master */
+    uint8_t part;       /* enum waiting_part */
+    uint32_t question;  /* the master's, and in the answers to it */
+    uint32_t waited_ms; /* since the peer's call, if it runs; else 0 */
 };
 
 struct message_op_mismatch {
@@ -290,7 +300,8 @@ struct message_op_conflict {
 
 struct message_op_abort {
     uint64_t epoch, tag;
-    uint16_t status; /* pcclRankConnectionLost: its ranks are not those of the epoch; other ops go on */
+    uint16_t
+        status; /* an error. pcclRankConnectionLost: its ranks are not those of the epoch; other ops go on */
     char reason[MAX_REASON_BYTES + 1];
 };
 

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/peer_state.h"
 #include "tests/sim/sim.h"
 
 /* ---- 6: who may be put out ---- */
@@ -60,13 +61,49 @@ static bool ring_exists(const struct world *world, const struct process *around)
     return count > 3 && ring_from(world, hosts, count, 0, 1, &budget);
 }
 
+/* Its user had not called what the others waited for, or only a moment ago. Who had is no straggler, whoever
+ * else was silent or stood still. */
+static bool was_late(const struct world *world, const struct process *process, const char *why) {
+    const char *what = strstr(why, "wait for it in ");
+    if (world->straggler_ns == 0 || what == NULL) {
+        return false;
+    }
+    /* It may have called while its word that it had not was on the way, or its eviction. */
+    uint64_t moment_ns = 3 * (world->latency_ns + world->jitter_ns) + MILLISECOND;
+    char name[64];
+    for (int i = 0; i < MAX_OPEN_CALLS; i++) {
+        const struct call *call = process->calls[i];
+        if (call == NULL || world->now - call->opened_at < moment_ns) {
+            continue;
+        }
+        if (call->kind == CALL_VOTE && process->peer->ballot_waits) {
+            continue; /* for the commit of what was returned early: it is not cast yet */
+        }
+        if (call->kind == CALL_OP) {
+            snprintf(name, sizeof name, "the collective with tag %" PRIu64 " for", call->tag);
+        } else {
+            snprintf(name, sizeof name, "%s for", call->kind == CALL_VOTE ? vote_kind_name(call->vote) : "-");
+        }
+        if (strstr(what, name) != NULL) {
+            return false;
+        }
+    }
+    return true;
+}
+
 void check_put_out(struct world *world, const struct conn *conn, const char *how, const char *why) {
     const struct process *process = conn->ends[0].process;
-    bool straggler = world->straggler_ns != 0 && strstr(why, "wait for it") != NULL;
     world->evictions++;
-    if (world->scripted || !process->alive || process->frozen || process->control != conn || straggler ||
-        process->sync.stuck || world->suspect_until[process->host] > world->now ||
-        world->master_suspect_until > world->now) {
+    if (world->scripted || !process->alive || process->frozen || process->control != conn ||
+        was_late(world, process, why) || process->sync.stuck ||
+        world->suspect_until[process->host] > world->now) {
+        return;
+    }
+    if (strstr(why, "wait for it in ") != NULL) {
+        violate(world, 6, "%s has called what the others wait for, but it was %s: %s", process->name, how,
+                why);
+    }
+    if (world->master_suspect_until > world->now) {
         return;
     }
     bool edge = false;

@@ -134,8 +134,9 @@ static void describe_op_message(struct world *world, const struct message *messa
                  message->as.op.tag);
         break;
     case MESSAGE_OP_WAITING:
-        snprintf(text, bytes, "%s epoch=%" PRIu64 " tag=%" PRIu64 " for %u ms", name,
+        snprintf(text, bytes, "%s epoch=%" PRIu64 " tag=%" PRIu64 " %s for %u ms", name,
                  message->as.op_waiting.epoch, message->as.op_waiting.tag,
+                 (const char *[]){"who", "in", "absent"}[message->as.op_waiting.part],
                  (unsigned)message->as.op_waiting.waited_ms);
         break;
     case MESSAGE_OP_MISMATCH:
