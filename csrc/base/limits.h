@@ -33,7 +33,8 @@ enum {
     DEFAULT_TIMEOUT_MS = 10000,
     MAX_TIMEOUT_MS = 24 * 3600 * 1000,
     HEARTBEATS_PER_TIMEOUT = 10,
-    MAX_HEARTBEAT_MS = 15000, /* middle boxes forget a connection that is silent for minutes */
+    MAX_HEARTBEAT_MS = 15000,    /* middle boxes forget a connection that is silent for minutes */
+    NEWCOMER_SILENCE_MS = 60000, /* after its HELLO, whatever its timeout is: heartbeats come more often */
 
     DEFAULT_STREAMS = 4,
     MAX_DATA_THREADS = 16,                /* of one communicator, the one that drives it included */

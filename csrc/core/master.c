@@ -225,6 +225,7 @@ static void message_arrived(struct master *master, const struct master_event *ev
     int slot = find_connection(master, event->connection);
     if (slot != NO_SLOT) {
         master->slots[slot].last_heard_ns = master->now_ns;
+        master->slots[slot].has_spoken = true;
         member_message(master, slot, event->message);
     } else if (event->message->type == MESSAGE_HELLO) {
         master_join_hello(master, event);

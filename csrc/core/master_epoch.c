@@ -344,8 +344,13 @@ static bool add_kept_ops(struct group *group, int slot, const struct message_rea
 
 void master_epoch_ready(struct master *master, int slot, const struct message_ready *ready) {
     struct group *group = &master->groups[master->slots[slot].group];
-    if (master->slots[slot].state == SLOT_PENDING || ready->epoch != group->plan_epoch || group->epoch != 0) {
-        return; /* a newer proposal has overtaken it */
+    if (master->slots[slot].state == SLOT_PENDING || ready->epoch != group->plan_epoch || group->epoch != 0 ||
+        master->slots[slot].ready) {
+        return; /* a newer proposal has overtaken it, or it has been said */
+    }
+    if (ready->failed_count > MAX_OP_SLOTS) {
+        master_join_evict(master, slot, pcclEvicted, "it has failed more ops than a peer can have");
+        return;
     }
     for (uint16_t i = 0; i < ready->failed_count; i++) {
         add_failed(group, &ready->failed[i]);

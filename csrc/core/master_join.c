@@ -119,6 +119,29 @@ static int find_free_slot(const struct master *master) {
     return NO_SLOT;
 }
 
+/* A peer sends heartbeats from the moment it is welcome. In a full run the newcomer that has been silent for
+ * longest since its HELLO makes room for the next: so silent ones can't keep anybody out. */
+static int find_silent(const struct master *master) {
+    int silent = NO_SLOT;
+    for (int slot = 0; slot < MAX_PEERS; slot++) {
+        const struct slot *peer = &master->slots[slot];
+        if (peer->state == SLOT_PENDING && !peer->has_spoken &&
+            (silent == NO_SLOT || peer->order < master->slots[silent].order)) {
+            silent = slot;
+        }
+    }
+    return silent;
+}
+
+static int make_room(struct master *master) {
+    int silent = find_free_slot(master) == NO_SLOT ? find_silent(master) : NO_SLOT;
+    if (silent != NO_SLOT) {
+        master_join_evict(master, silent, pcclEvicted,
+                          "the run is full, and it has said nothing since its HELLO");
+    }
+    return find_free_slot(master);
+}
+
 /* What a peer says of itself counts, unless nobody could connect there: loopback is right only if the peer
  * comes to the master by loopback too. Then it is where it comes from. */
 static bool can_be_reached_by(const struct address *listen, const struct address *remote) {
@@ -168,7 +191,7 @@ void master_join_hello(struct master *master, const struct master_event *event) 
         refuse(master, event, text);
         return;
     }
-    int slot = find_free_slot(master);
+    int slot = make_room(master);
     if (slot == NO_SLOT) {
         snprintf(text, sizeof text, "the run is full: it has %d peers, which is the limit", (int)MAX_PEERS);
         refuse(master, event, text);
@@ -312,13 +335,20 @@ uint32_t master_join_pending(const struct master *master) {
     return pending;
 }
 
+/* How long it may be silent. A newcomer that has never sent a heartbeat has not earned a long timeout. */
+static uint64_t silence_ns(const struct slot *peer) {
+    uint64_t newcomer_ns = NEWCOMER_SILENCE_MS * ns_per_ms;
+    bool is_new = peer->state == SLOT_PENDING && !peer->has_spoken;
+    return is_new && peer->timeout_ns > newcomer_ns ? newcomer_ns : peer->timeout_ns;
+}
+
 void master_join_check(struct master *master) {
     for (int slot = 0; slot < MAX_PEERS; slot++) {
         const struct slot *peer = &master->slots[slot];
         if (peer->state == SLOT_FREE) {
             continue;
         }
-        uint64_t deadline_ns = peer->last_heard_ns + peer->timeout_ns;
+        uint64_t deadline_ns = peer->last_heard_ns + silence_ns(peer);
         if (master->now_ns >= deadline_ns) {
             master_join_evict(master, slot, pcclEvicted, "nothing heard from it for %.1f s",
                               (double)(master->now_ns - peer->last_heard_ns) / 1e9);

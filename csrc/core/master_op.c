@@ -33,8 +33,20 @@ static struct master_op *find(struct master *master, int group, uint64_t tag) {
     return index == NO_MASTER_OP ? NULL : &master->ops[index];
 }
 
+/* A peer has at most MAX_OP_SLOTS ops under way. What it asks about takes a place no longer than a question
+ * lasts; what it has done may come on top of that. So no member can fill the table for the others. */
+enum { MAX_ASKED_OPS = MAX_OP_SLOTS, MAX_DONE_OPS = 2 * MAX_OP_SLOTS };
+
+static void discount(struct master *master, struct master_op *op) {
+    if (op->opener != NO_SLOT) {
+        master->slots[op->opener].opened_ops--;
+        op->opener = NO_SLOT;
+    }
+}
+
 /* NULL when all are taken. */
-static struct master_op *find_or_open(struct master *master, int group, uint64_t tag) {
+static struct master_op *find_or_open(struct master *master, int slot, uint64_t tag) {
+    int group = master->slots[slot].group;
     struct master_op *op = find(master, group, tag);
     if (op != NULL || master->free_op == NO_MASTER_OP) {
         return op;
@@ -43,7 +55,9 @@ static struct master_op *find_or_open(struct master *master, int group, uint64_t
     op = &master->ops[index];
     master->free_op = op->next;
     int16_t *bucket = &master->buckets[bucket_of(group, tag)];
-    *op = (struct master_op){.used = true, .group = (int16_t)group, .tag = tag, .chained = *bucket};
+    *op = (struct master_op){
+        .used = true, .group = (int16_t)group, .opener = (int16_t)slot, .tag = tag, .chained = *bucket};
+    master->slots[slot].opened_ops++;
     *bucket = index;
     struct group *owner = &master->groups[group];
     op->previous = NO_MASTER_OP;
@@ -71,6 +85,7 @@ static void close_op(struct master *master, struct master_op *op) {
         master->ops[op->next].previous = op->previous;
     }
     op->used = false;
+    discount(master, op);
     master->groups[op->group].numbered_count -= op->numbered;
     master->numbered_count -= op->numbered;
     op->next = master->free_op;
@@ -154,6 +169,7 @@ static void commit(struct master *master, struct group *group, struct master_op 
         message.as.op.numbered = true;
     }
     if (op->numbered) {
+        discount(master, op);
         slot_set_clear(&op->done);
         op->returned = false;
         if (op->asked_number <= op->number) {
@@ -173,7 +189,12 @@ void master_op_done(struct master *master, int slot, const struct message_op *do
         return;
     }
     int index = (int)(group - master->groups);
-    struct master_op *op = find_or_open(master, index, done->tag);
+    if (find(master, index, done->tag) == NULL && master->slots[slot].opened_ops >= MAX_DONE_OPS) {
+        master_join_evict(master, slot, pcclEvicted,
+                          "it has done more collectives at once than a peer can have");
+        return;
+    }
+    struct master_op *op = find_or_open(master, slot, done->tag);
     if (op == NULL) {
         refuse_more(master, index, done->tag);
         return;
@@ -253,7 +274,8 @@ static uint64_t believed_wait(const struct master *master, const struct group *g
 }
 
 static void ask_who_is_in(struct master *master, const struct group *group, struct master_op *op, int asker) {
-    op->question++;
+    op->question =
+        ++master->last_question; /* the place may have been another's: late answers are to neither */
     op->asked_ns = master->now_ns;
     op->pause_ns = heartbeat_of(master->slots[asker].timeout_ns);
     slot_set_clear(&op->absent);
@@ -286,8 +308,11 @@ void master_op_waiting(struct master *master, int slot, const struct message_op_
     }
     int index = (int)(group - master->groups);
     bool asks = waiting->part == WAITING_ASKS;
+    const struct slot *peer = &master->slots[slot];
+    uint64_t waited_ns = believed_wait(master, group, waiting->waited_ms);
+    bool may_open = asks && waited_ns >= heartbeat_of(peer->timeout_ns) && peer->opened_ops < MAX_ASKED_OPS;
     struct master_op *op =
-        asks ? find_or_open(master, index, waiting->tag) : find(master, index, waiting->tag);
+        may_open ? find_or_open(master, slot, waiting->tag) : find(master, index, waiting->tag);
     if (op == NULL || waiting->number < op->asked_number || (!asks && waiting->number > op->asked_number)) {
         return; /* no room, or of another op under this tag than the one that is asked about */
     }
@@ -301,8 +326,6 @@ void master_op_waiting(struct master *master, int slot, const struct message_op_
     }
     slot_set_add(&op->joined, slot);
     slot_set_remove(&op->absent, slot);
-    const struct slot *peer = &master->slots[slot];
-    uint64_t waited_ns = believed_wait(master, group, waiting->waited_ms);
     op->waited_ns = waited_ns > op->waited_ns ? waited_ns : op->waited_ns;
     bool reached = peer->straggler_timeout_ns != 0 && waited_ns >= peer->straggler_timeout_ns;
     if (reached && !op->straggler_limit) {
@@ -403,6 +426,9 @@ void master_op_check(struct master *master) {
             uint64_t tag = op->tag;
             double waited = (double)op->waited_ns / 1e9;
             int straggler = judge(master, op);
+            if (!op->numbered && slot_set_next(&op->done, 0) < 0) {
+                close_op(master, op); /* nobody has done it: who waits asks again */
+            }
             if (straggler != NO_SLOT) {
                 master_join_evict(master, straggler, pcclEvicted,
                                   "the others wait for it in the collective with tag %" PRIu64 " for %.1f s",

@@ -31,12 +31,14 @@ struct slot {
     uint16_t streams;
     uint64_t timeout_ns, straggler_timeout_ns; /* straggler: 0 for none */
     uint64_t last_heard_ns;
-    uint64_t order;    /* of arrival */
-    bool ready;        /* for the group's plan */
-    uint32_t rtt_us;   /* of the slowest of its links */
-    uint8_t sync_part; /* enum sync_part */
-    bool sync_touched; /* its memory is not what it offered any more */
-    bool sync_unsure;  /* it was told to fetch: its memory may have changed, and only it knows */
+    bool has_spoken;     /* since its HELLO */
+    uint16_t opened_ops; /* places of master->ops that it has taken; numbered ones do not count */
+    uint64_t order;      /* of arrival */
+    bool ready;          /* for the group's plan */
+    uint32_t rtt_us;     /* of the slowest of its links */
+    uint8_t sync_part;   /* enum sync_part */
+    bool sync_touched;   /* its memory is not what it offered any more */
+    bool sync_unsure;    /* it was told to fetch: its memory may have changed, and only it knows */
     /* It succeeded in the last sync of its group that did, and was never alone in the group since. */
     bool knows_revision;
     struct message_sync_offer offer;
@@ -132,6 +134,7 @@ struct group {
 struct master_op {
     bool used;
     int16_t group;
+    int16_t opener; /* slot whose message has taken this place; NO_SLOT: it does not count for anybody */
     uint64_t tag;
     struct slot_set done;
     struct slot_set joined, absent; /* what the members have answered: they are in it, or not */
@@ -185,6 +188,7 @@ struct master {
     struct master_op ops[MAX_MASTER_OPS];
     int16_t buckets[MASTER_OP_BUCKETS];
     int16_t free_op;
+    uint32_t last_question;  /* who is in an op? */
     uint32_t numbered_count; /* of all groups */
 
     struct message message; /* the one being built: too large for every stack */

@@ -214,6 +214,14 @@ static bool has_received(const struct transfer *transfer, uint32_t step, uint32_
     return (transfer->received[bit / 8] >> (bit % 8) & 1) != 0;
 }
 
+/* Around a ring a sum comes back only after the part that it was made of has come and gone on from here. What
+ * comes sooner would be written over by that part, after its checksum was noted. */
+static bool is_too_soon(const struct transfer *transfer, uint32_t step, uint32_t chunk) {
+    const struct schedule *schedule = &transfer->schedule;
+    return schedule->kind == OP_ALL_REDUCE && !schedule->tree && step >= schedule->world &&
+           !has_received(transfer, step - schedule->world, chunk);
+}
+
 bool transfer_expects(const struct transfer *transfer, uint32_t step, uint32_t chunk) {
     const struct schedule *schedule = &transfer->schedule;
     if (step >= schedule->steps) {
@@ -221,7 +229,7 @@ bool transfer_expects(const struct transfer *transfer, uint32_t step, uint32_t c
     }
     struct step found = schedule_step(schedule, step);
     return found.from != EDGE_NONE && chunk < schedule_segment_chunks(schedule, found.receives) &&
-           !has_received(transfer, step, chunk);
+           !has_received(transfer, step, chunk) && !is_too_soon(transfer, step, chunk);
 }
 
 void transfer_received(struct transfer *transfer, uint32_t step, uint32_t chunk) {

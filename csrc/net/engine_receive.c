@@ -79,6 +79,20 @@ static bool chunk_fits(const struct engine *engine, const struct op *op, const s
     return link == engine->edges[step.from] && frame->payload_bytes == range.count * op->element_bytes;
 }
 
+/* A chunk is opened once at a time. A second copy could change it after its checksum was looked at; an honest
+ * peer sends none. `except` is the stream that brings this one; NULL: none does. */
+static bool is_open_elsewhere(const struct link *link, const struct op *op, const struct frame *frame,
+                              const struct stream *except) {
+    for (uint16_t i = 0; i < link->stream_count; i++) {
+        const struct stream_in *in = &link->streams[i].in;
+        if (&link->streams[i] != except && in->busy && in->op == op && in->frame.step == frame->step &&
+            in->frame.chunk == frame->chunk) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static bool unexpected(struct link *link, const struct frame *frame) {
     return link_fail(link, "it sent a chunk that nobody waits for (step %u, chunk %u, %u bytes)",
                      (unsigned)frame->step, (unsigned)frame->chunk, (unsigned)frame->payload_bytes);
@@ -231,7 +245,7 @@ static bool held_matched(struct engine *engine, struct op *op, struct link *link
     if (is_given_up(engine, op, link, frame)) {
         return true;
     }
-    if (!chunk_fits(engine, op, link, frame)) {
+    if (!chunk_fits(engine, op, link, frame) || is_open_elsewhere(link, op, frame, NULL)) {
         return unexpected(link, frame);
     }
     place_chunk(op, frame, held->payload);
@@ -324,7 +338,7 @@ static bool begin_chunk(struct engine *engine, struct stream *stream, struct op 
     if (is_given_up(engine, op, stream->link, frame)) {
         return true;
     }
-    if (!chunk_fits(engine, op, stream->link, frame)) {
+    if (!chunk_fits(engine, op, stream->link, frame) || is_open_elsewhere(stream->link, op, frame, stream)) {
         return unexpected(stream->link, frame);
     }
     in->op = op;
@@ -427,7 +441,7 @@ bool engine_data_end(struct engine *engine, struct stream *stream, bool cancelle
     }
     bool used = !cancelled && (in->sink == SINK_RESULT || in->sink == SINK_SCRATCH);
     if (used) {
-        /* Once more: the same chunk may have come on another stream meanwhile. */
+        /* Once more: the same chunk may have been held, and used, meanwhile. */
         if (!chunk_fits(engine, op, stream->link, &in->frame)) {
             return unexpected(stream->link, &in->frame);
         }
