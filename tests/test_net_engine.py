@@ -182,3 +182,43 @@ def test_one_turn_sends_all_there_is_over_whichever_link(first):
             assert len(sent) >= lib.FRAME_HEADER_BYTES + COUNT + lib.FRAME_TRAILER_BYTES
     assert engine.says_whole()
     engine.end()
+
+
+def test_a_chunk_that_is_open_on_one_stream_is_refused_on_another():
+    """Else its second copy could change what the checksum of the first one was said for."""
+    engine = Engine((lib.EDGE_NEXT, lib.EDGE_PREVIOUS))
+    streams = ffi.new("struct stream[]", 2)
+    link = engine.links.links[0]
+    link.streams, link.stream_count = streams, 2
+    for stream in (streams[0], streams[1]):
+        stream.link, stream.item.fd = ffi.addressof(link), -1
+    engine.call(tree=True, early=False)
+
+    def begins(index: int) -> bool:
+        stream = ffi.addressof(streams, index)
+        incoming = getattr(stream, "in")
+        frame = incoming.frame
+        frame.step, frame.chunk, frame.payload_bytes = step, 0, COUNT
+        frame.grant = lib.engine_grant_number(engine.engine, ffi.addressof(engine.op))
+        frame.descriptor = engine.op.call.descriptor
+        incoming.busy = True
+        return bool(lib.engine_data_begin(engine.engine, stream))
+
+    schedule = ffi.addressof(engine.op.transfer.schedule)
+    step = lib.schedule_next_receive(schedule, 0)
+    engine.engine.edges[getattr(lib.schedule_step(schedule, step), "from")] = ffi.addressof(link)
+    assert begins(0)
+    assert not begins(1)
+    assert b"nobody waits for" in ffi.string(link.reason)
+    engine.end()
+
+
+def test_a_sum_does_not_come_around_before_its_part_has_come():
+    """Else the part would be added to what is complete, after its checksum was noted."""
+    schedule = lib.schedule_make(lib.OP_ALL_REDUCE, False, 0, 3, 0, 3 * COUNT, 1)
+    memory = ffi.new("uint64_t[]", lib.transfer_bytes(ffi.new("struct schedule *", schedule)))
+    transfer = ffi.new("struct transfer *")
+    lib.transfer_init(transfer, ffi.new("struct schedule *", schedule), memory)
+    assert [lib.transfer_expects(transfer, step, 0) for step in range(4)] == [True, True, True, False]
+    lib.transfer_received(transfer, 0, 0)
+    assert lib.transfer_expects(transfer, 3, 0)

@@ -356,8 +356,16 @@ def test_more_peers_than_there_is_room_for_are_refused(master: Master) -> None:
             for place in range(lib.MAX_PEERS - 1):
                 peers.append(stack.enter_context(master.client()))
                 peers[-1].hello(group=place)
+            silent = peers.pop(3)
+            silent.expect("WELCOME")
             for peer in peers:
                 peer.expect("WELCOME")
+                peer.send(EXAMPLES["HEARTBEAT"])
+            peers.append(stack.enter_context(master.client()))
+            peers[-1].hello()
+            peers[-1].expect("WELCOME")  # in the place of the one that has said nothing
+            assert b"said nothing" in silent.expect("EVICTED").fields["reason"]
+            peers[-1].send(EXAMPLES["HEARTBEAT"])
             with master.client() as late:
                 late.hello()
                 assert late.expect("REFUSED").fields["reason"]
@@ -444,7 +452,7 @@ def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 def test_without_descriptors_it_neither_ends_nor_spins() -> None:
     done = run_python(OUT_OF_DESCRIPTORS)
     assert done.returncode == 0, done.stderr
-    assert "can't accept connections for now: Too many open files" in done.stderr
+    assert "can't accept connections for now: the process has no file descriptor left" in done.stderr
     busy_s, served = done.stdout.splitlines()
     assert served == "served"
     assert float(busy_s) < 0.1  # of one second: a loop that spins takes all that it can get
