@@ -46,6 +46,9 @@ static pcclResult_t check_descriptor(const struct request *request) {
  * engine's to judge, since ranks may change before the op begins. */
 static pcclResult_t check_buffers(const struct request *request) {
     const void *send = request->sendbuf, *receive = request->recvbuf;
+    if (request->descriptor->count == 0) {
+        return pcclSuccess; /* there is nothing in them */
+    }
     if (request->kind == OP_BROADCAST) {
         return receive == NULL ? public_call_null(request->name, "buffer") : pcclSuccess;
     }

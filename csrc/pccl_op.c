@@ -20,9 +20,6 @@ pcclResult_t op_check_elements(const char *name, size_t count, int datatype, siz
         last_error_set("%s: there is no datatype %d", name, datatype);
         return pcclInvalidArgument;
     }
-    if (count == 0) {
-        return op_refuse(name, "count is 0: it must be at least 1");
-    }
     if (count > PTRDIFF_MAX / datatype_bytes((uint8_t)datatype) / parts) {
         return op_refuse(name, parts == 1 ? "count times the size of an element is more than memory can hold"
                                           : "count times the size of an element, for each peer, is more than "

@@ -7,7 +7,7 @@
 
 /* Sets "name: why". */
 pcclResult_t op_refuse(const char *name, const char *why);
-/* At least one element, of a type that there is, and `parts` times as many are not more than memory. */
+/* Elements of a type that there is, and `parts` times as many are not more than memory. */
 pcclResult_t op_check_elements(const char *name, size_t count, int datatype, size_t parts);
 pcclResult_t op_check_reduce_op(const char *name, int op);
 /* `options` may be NULL. */

@@ -33,7 +33,7 @@ static pcclResult_t check_op(const char *call, const void *sendbuf, const void *
     if (result != pcclSuccess) {
         return result;
     }
-    if (sendbuf == NULL || recvbuf == NULL) {
+    if (descriptor->count > 0 && (sendbuf == NULL || recvbuf == NULL)) {
         return public_call_null(call, sendbuf == NULL ? "sendbuf" : "recvbuf");
     }
     size_t bytes = buffer_bytes(descriptor);

@@ -47,10 +47,7 @@ class Memory:
 def memory_of(array: Any, role: str, *, writable: bool) -> Memory:
     """The memory of `array`. `role` is what errors call it."""
     look = _LOOKS.get(type(array)) or _look_for(array)
-    memory = look(array, role, writable)
-    if memory.count == 0:
-        raise ValueError(f"{role} is empty: it must have at least one element")
-    return memory
+    return look(array, role, writable)
 
 
 _Look = Callable[[Any, str, bool], Memory]
@@ -105,7 +102,7 @@ def gather_memory(send: Any, recv: Any, world_size: Callable[[], int]) -> tuple[
         recv = _new_like(send, (world_size(), *(_shape(send) or ())))
     target = memory_of(recv, "recv", writable=True)
     _check_types(source, target)
-    return source, target, recv, _parts(recv, target, "recv", send, source, "send")
+    return source, target, recv, _parts(recv, target, "recv", send, source, "send", world_size)
 
 
 def scatter_memory(send: Any, recv: Any, world_size: Callable[[], int]) -> tuple[Memory, Memory, Any, int]:
@@ -115,7 +112,7 @@ def scatter_memory(send: Any, recv: Any, world_size: Callable[[], int]) -> tuple
         recv = _new_like(send, _part_shape(send, world_size()))
     target = memory_of(recv, "recv", writable=True)
     _check_types(source, target)
-    return source, target, recv, _parts(send, source, "send", recv, target, "recv")
+    return source, target, recv, _parts(send, source, "send", recv, target, "recv", world_size)
 
 
 def _shape(array: Any) -> tuple[int, ...] | None:
@@ -133,9 +130,20 @@ def _part_shape(send: Any, world: int) -> tuple[int, ...]:
     return (count // world,)
 
 
-def _parts(whole: Any, large: Memory, whole_role: str, part: Any, small: Memory, part_role: str) -> int:
+def _parts(
+    whole: Any,
+    large: Memory,
+    whole_role: str,
+    part: Any,
+    small: Memory,
+    part_role: str,
+    world_size: Callable[[], int],
+) -> int:
     """How many parts fill the whole: its shape is (parts, *part.shape), or one of the two is flat."""
-    parts, rest = divmod(large.count, small.count)
+    if large.count == small.count == 0:
+        shape = _shape(whole)
+        return world_size() if shape is None or len(shape) == 1 else shape[0]  # a flat one does not tell
+    parts, rest = divmod(large.count, small.count) if small.count > 0 else (0, 0)
     if rest != 0 or parts == 0:
         raise ValueError(
             f"{whole_role} has {large.count} elements and {part_role} {small.count}: {whole_role} must have "

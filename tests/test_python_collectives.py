@@ -386,3 +386,53 @@ def test_a_lost_master_is_told_by_ops_that_name_ranks_too() -> None:
         with pytest.raises(pccl.MasterLostError):
             call()
     comm.close()
+
+
+# --- nothing to move ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "ring", "tree"])
+def test_ops_without_elements_are_ops_like_others(algorithm, master) -> None:
+    with group_of(master, 3) as comms:
+
+        def run(comm: pccl.Communicator) -> None:
+            empty = numpy.zeros((0, 4), numpy.float32)
+            comm.all_reduce(empty, algorithm=algorithm)
+            comm.all_reduce(numpy.zeros(0), numpy.zeros(0), op="avg", early_return=True)
+            comm.broadcast(empty, 1, algorithm=algorithm)
+            assert comm.all_gather(empty).shape == (3, 0, 4)
+            assert comm.all_gather(numpy.zeros(0), numpy.zeros(0)).shape == (0,)
+            assert comm.reduce_scatter(numpy.zeros((3, 0))).shape == (0,)
+            assert comm.reduce_scatter(numpy.zeros(0)).shape == (0,)
+            ones = numpy.ones(5)
+            comm.all_reduce(ones, algorithm=algorithm)
+            assert ones.tolist() == [3.0] * 5
+
+        in_threads(*(lambda comm=comm: run(comm) for comm in comms))
+
+
+@pytest.mark.parametrize("kind", ["all_reduce", "broadcast", "all_gather", "reduce_scatter"])
+@pytest.mark.parametrize("odd", [0, 2])
+def test_no_elements_at_one_peer_alone_are_a_mismatch(kind, odd, master) -> None:
+    with group_of(master, 3) as comms:
+
+        def run(i: int) -> None:
+            count = 0 if i == odd else 6
+            with pytest.raises(pccl.MismatchError, match=r"\b0 float64"):
+                getattr(comms[i], kind)(numpy.zeros(count))
+
+        in_threads(*(lambda i=i: run(i) for i in range(3)))
+
+
+# --- for ranks that are no more ----------------------------------------------------------------------------
+
+
+def test_in_place_at_a_wrong_rank_says_at_all_peers_that_ranks_differ(trio) -> None:
+    def run(i: int) -> None:
+        whole = numpy.zeros((3, 4))
+        with pytest.raises(
+            pccl.PeerLostError, match=r"ranks have changed since the call was made.*call again"
+        ):
+            trio[i].all_gather(whole[(i + 1) % 3 if i == 1 else i], whole)
+
+    in_threads(*(lambda i=i: run(i) for i in range(3)))

@@ -263,7 +263,7 @@ def test_a_window_has_room_for_one_op_at_least(max_in_flight, error, pair) -> No
 def test_a_wrong_op_among_several_is_found_before_anything_is_sent(pair) -> None:
     arrays = [numpy.arange(5.0) for _ in range(2)]
     ops = [described(array, array, tag) for tag, array in enumerate(arrays)]
-    ops[1].reduce_descriptor.count = 0
+    ops[1].reduce_descriptor.count = -1
     with pytest.raises(ValueError, match="count"):
         pair[0].all_reduce_multiple_with_retry(ops)
     with pytest.raises(TypeError, match="ReduceOpDescriptor"):

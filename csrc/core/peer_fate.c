@@ -76,7 +76,8 @@ static bool names_ranks(const struct op_descriptor *descriptor) {
 }
 
 static const char ranks_changed[] =
-    "ranks have changed, or the call was made for others than there are: read them, and call again";
+    "ranks have changed since the call was made, or it was made for others than there are: read rank and "
+    "world size, and call again";
 
 /* Some may have returned it already: what becomes of it is known when all have said so in READY. */
 static void leave_open(struct peer *peer, int index, uint8_t fate) {

@@ -136,7 +136,9 @@ static void watch(struct peer *peer, const struct peer_op *op) {
 /* The same at all peers: it depends on the plan, and on what has to be equal in all calls. */
 static bool uses_tree(const struct peer *peer, const struct op_descriptor *descriptor) {
     bool can = descriptor->kind == OP_ALL_REDUCE || descriptor->kind == OP_BROADCAST;
-    if (!can || !peer->plan.has_tree || descriptor->algorithm == OP_ALGORITHM_RING) {
+    /* In a tree, who receives a chunk grants the next one: without chunks there is only the ring. */
+    if (!can || !peer->plan.has_tree || descriptor->algorithm == OP_ALGORITHM_RING ||
+        descriptor->count == 0) {
         return false;
     }
     uint64_t most = peer->tree_bytes / datatype_bytes(descriptor->datatype);

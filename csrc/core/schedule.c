@@ -37,7 +37,7 @@ static uint64_t least(uint64_t a, uint64_t b) {
 /* All chunks of a segment are of one size, but for what the last one lacks. Peers have to cut alike: to
  * change this is to change the protocol (PROTOCOL_VERSION). */
 static uint64_t chunk_bytes_for(uint64_t segment_bytes) {
-    if (segment_bytes == 0) { /* of a barrier: there are none */
+    if (segment_bytes == 0) { /* of a barrier, or of no elements: there are none */
         return BLOCK_BYTES;
     }
     uint64_t least_chunks = divide_up(segment_bytes, USUAL_CHUNK_BYTES);
@@ -54,7 +54,7 @@ static bool has_equal_segments(const struct schedule *schedule) {
 struct schedule schedule_make(uint8_t kind, bool tree, uint16_t place, uint16_t world, uint16_t root,
                               uint64_t count, uint32_t element_bytes) {
     CHECK(world >= 2 && world <= MAX_PEERS && place < world && root < world);
-    CHECK((count >= 1) == (kind != OP_BARRIER));
+    CHECK(count == 0 || kind != OP_BARRIER);
     CHECK(element_bytes >= 1 && element_bytes <= BLOCK_BYTES && BLOCK_BYTES % element_bytes == 0);
     CHECK(!tree || kind == OP_ALL_REDUCE || kind == OP_BROADCAST);
     struct schedule schedule = {.kind = kind,

@@ -155,7 +155,7 @@ typedef struct pcclQuantizationOptions_t {
 } pcclQuantizationOptions_t;
 
 typedef struct pcclReduceDescriptor_t {
-    size_t count; /* elements, >= 1 */
+    size_t count; /* elements; 0: there is nothing to move, all the same all have to call it */
     pcclRedOp_t op;
     uint64_t tag; /* names the op among those in flight; equal at all peers */
     pcclReduceOperandDescriptor_t src_descriptor;
@@ -237,7 +237,7 @@ typedef struct pcclOpOptions_t {
 
 /* One broadcast, all-gather or reduce-scatter. What it does not use is not looked at. */
 typedef struct pcclCollectiveDescriptor_t {
-    size_t count; /* elements, >= 1: of the buffer (broadcast), or of the part of each peer */
+    size_t count; /* elements, 0 or more: of the buffer (broadcast), or of the part of each peer */
     pcclDataType_t datatype;
     pcclRedOp_t op;      /* reduce-scatter */
     uint32_t root;       /* broadcast: the rank whose buffer is copied */

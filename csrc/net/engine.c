@@ -375,6 +375,9 @@ static void hand_over(const struct call *call, uint8_t *result, const uint8_t *c
 
 /* Copies what has waited for the commit in scratch space, or was served. */
 static void deliver(struct op *op) {
+    if (result_bytes(op) == 0) { /* there may be no buffers */
+        return;
+    }
     const uint8_t *complete = complete_result(op);
     if (complete != op->result) {
         hand_over(op->call, op->result, complete, result_bytes(op));
@@ -389,7 +392,9 @@ void engine_keep(struct engine *engine, uint32_t index) {
     struct op *op = &engine->ops[index];
     CHECK(op->memory != NULL && transfer_whole(&op->transfer) && op->kept != NULL && !op->is_kept);
     deliver(op);
-    memcpy(op->kept->bytes, op->result, result_bytes(op));
+    if (result_bytes(op) > 0) {
+        memcpy(op->kept->bytes, op->result, result_bytes(op));
+    }
     op->is_kept = true;
     end_op(engine, op);
 }
@@ -428,7 +433,9 @@ bool engine_next_report(struct engine *engine, struct peer_event *event) {
         op->reports &= (uint8_t)~REPORT_MISPLACED;
         event->kind = PEER_EVENT_OP_REFUSED;
         event->status = pcclRankConnectionLost;
-        event->reason = "in place, but not at this peer's rank: ranks have changed since, or it is wrong";
+        event->reason = "ranks have changed since the call was made, or it was made for a wrong one: in "
+                        "place, but not at "
+                        "this peer's rank. Read rank, and call again";
     } else if (op->reports & REPORT_MISMATCH) {
         op->reports &= (uint8_t)~REPORT_MISMATCH;
         event->kind = PEER_EVENT_OP_MISMATCH;
