@@ -129,3 +129,14 @@ def test_a_blocking_op_and_are_peers_pending_that_wait_for_each_other():
             assert "are_peers_pending" in answer["text"]
             assert "all_reduce" in answer["text"]
         cluster.reduce(peers, tag=4)
+
+
+def test_blocking_ops_that_wait_for_each_other_end_for_all_in_the_circle():
+    with Cluster(seed=SEED, timeout=0.5) as cluster:
+        peers = cluster.form(3)
+        answers = cluster.collect([peer.tell("all_reduce", count=4, tag=7 + i) for i, peer in enumerate(peers)])
+        expect_error(answers, "MismatchError")
+        for answer in answers:
+            assert "wait for each other" in answer["text"]
+            assert all(f"the collective with tag {tag}" in answer["text"] for tag in (7, 8))
+        cluster.reduce(peers, tag=20)

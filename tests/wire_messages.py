@@ -109,6 +109,7 @@ def proposals(draw: st.DrawFn) -> dict[str, Any]:
                 "status": results,
                 "has_guilty_tag": st.booleans(),
                 "guilty_tag": u64,
+                "guilty_blocking": st.booleans(),
                 "reason": reasons,
                 "has_tree": st.booleans(),
                 "rank": rank,
@@ -178,6 +179,8 @@ FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "part": up_to(lib.WAITING_END - 1),
             "question": u32,
             "waited_ms": u32,
+            "stuck": st.booleans(),
+            "stuck_tag": u64,
         }
     ),
     "OP_STRAGGLERS": stragglers(),
@@ -255,6 +258,7 @@ _PROPOSE = {
     "status": 8,
     "has_guilty_tag": True,
     "guilty_tag": 3,
+    "guilty_blocking": False,
     "reason": b"peer 2 is gone",
     "has_tree": True,
     "rank": 0,
@@ -310,7 +314,15 @@ EXAMPLES = {
         "OP_MISMATCH": {**_OP, "mine": _DESCRIPTOR, "theirs": {**_DESCRIPTOR, "count": 999}, "other": _ID},
         "OP_CONFLICT": {**_OP, "kind": 3, "mine": _DESCRIPTOR},
         "OP_ABORT": {**_OP, "status": 13, "reason": b"5 s have passed"},
-        "OP_WAITING": {**_OP, "number": 9, "part": 1, "question": 3, "waited_ms": 500},
+        "OP_WAITING": {
+            **_OP,
+            "number": 9,
+            "part": 1,
+            "question": 3,
+            "waited_ms": 500,
+            "stuck": True,
+            "stuck_tag": 4,
+        },
         "OP_STRAGGLERS": {"kind": 0, **_WAITING},
         "SYNC_OFFER": {
             "revision": 9,
@@ -383,7 +395,8 @@ def _hello(f: dict[str, Any]) -> bytes:
 
 def _propose(f: dict[str, Any]) -> bytes:
     numbers = struct.pack(
-        "<QBHBQ", *(f[key] for key in ("epoch", "fate", "status", "has_guilty_tag", "guilty_tag"))
+        "<QBHBQB",
+        *(f[key] for key in ("epoch", "fate", "status", "has_guilty_tag", "guilty_tag", "guilty_blocking")),
     )
     world = f.get("world", len(f["members"]))
     counts = struct.pack("<BHHH", f["has_tree"], f["rank"], world, f.get("link_count", len(f["links"])))
@@ -461,7 +474,7 @@ def _body(name: str, f: dict[str, Any]) -> bytes:
             return struct.pack("<QQQIBB", f["epoch"], f["tag"], f.get("number", 0), f["check"], *flags)
         case "OP_WAITING":
             numbers = f["epoch"], f["tag"], f.get("number", 0), f["part"], f["question"], f["waited_ms"]
-            return struct.pack("<QQQBII", *numbers)
+            return struct.pack("<QQQBIIBQ", *numbers, f["stuck"], f["stuck_tag"])
         case "OP_MISMATCH":
             both = descriptor_bytes(f["mine"]) + descriptor_bytes(f["theirs"])
             return struct.pack("<QQ", f["epoch"], f["tag"]) + both + f["other"]

@@ -159,6 +159,7 @@ static void propose_to_all(struct master *master, const struct group *group, enu
     propose->status = ending->status;
     propose->has_guilty_tag = fate == FATE_ABORT && ending->has_guilty_tag;
     propose->guilty_tag = ending->guilty_tag;
+    propose->guilty_blocking = propose->has_guilty_tag && ending->guilty_blocking;
     memcpy(propose->reason, ending->reason, sizeof propose->reason);
     propose->world = group->size;
     propose->has_tree = master_links_has_tree(master, group);

@@ -147,8 +147,7 @@ static void forget_question(struct master_op *op) {
     op->asked_ns = 0;
     op->waited_ns = 0;
     op->straggler_limit = false;
-    slot_set_clear(&op->joined);
-    slot_set_clear(&op->absent);
+    slot_set_clear(&op->joined); /* who is absent is known until the next question */
 }
 
 static struct message commit_of(uint64_t epoch, uint64_t tag, uint64_t number) {
@@ -174,6 +173,7 @@ static void commit(struct master *master, struct group *group, struct master_op 
         op->returned = false;
         if (op->asked_number <= op->number) {
             forget_question(op);
+            slot_set_clear(&op->absent);
         }
     } else {
         close_op(master, op);
@@ -277,7 +277,9 @@ static void ask_who_is_in(struct master *master, const struct group *group, stru
     op->question =
         ++master->last_question; /* the place may have been another's: late answers are to neither */
     op->asked_ns = master->now_ns;
-    op->pause_ns = heartbeat_of(master->slots[asker].timeout_ns);
+    if (asker != NO_SLOT) {
+        op->pause_ns = heartbeat_of(master->slots[asker].timeout_ns);
+    }
     slot_set_clear(&op->absent);
     struct message question = {.type = MESSAGE_OP_WAITING};
     question.as.op_waiting = (struct message_op_waiting){.epoch = group->epoch,
@@ -319,8 +321,11 @@ void master_op_waiting(struct master *master, int slot, const struct message_op_
     if (waiting->number > op->asked_number) {
         op->asked_number = waiting->number;
         forget_question(op);
+        slot_set_clear(&op->absent);
     }
     if (waiting->part == WAITING_IS_ABSENT) {
+        master->slots[slot].stuck = waiting->stuck;
+        master->slots[slot].stuck_tag = waiting->stuck_tag;
         note_absent(master, op, slot, waiting->question);
         return;
     }
@@ -392,6 +397,92 @@ static bool is_ripe(struct master *master, const struct group *group, const stru
     return false;
 }
 
+/* The op that the user of `slot` waits in, if it was absent from another when it was asked last. */
+static struct master_op *find_stuck_op(struct master *master, int group, int slot) {
+    const struct slot *peer = &master->slots[slot];
+    struct master_op *op = peer->stuck ? find(master, group, peer->stuck_tag) : NULL;
+    return op != NULL && !slot_set_has(&op->absent, slot) ? op : NULL;
+}
+
+static int next_in(const struct slot_set *set, int slot) {
+    return slot + 1 < MAX_PEERS ? slot_set_next(set, slot + 1) : -1;
+}
+
+/* One who is absent waits elsewhere: who that is has to be known when that op is judged. */
+static bool is_anybody_stuck(const struct master *master, const struct master_op *op) {
+    for (int slot = slot_set_next(&op->absent, 0); slot >= 0; slot = next_in(&op->absent, slot)) {
+        if (master->slots[slot].stuck) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Follows who waits for whom: those in `op` for those absent from it, these for those absent from the op that
+ * they sit in, and so on. True if one of them sits in `op` itself: then nobody in the circle ever goes on.
+ * `seen` gets all on the way, `oldest_ns` when the oldest of their answers were complete. */
+static bool find_circle(struct master *master, struct master_op *op, struct slot_set *seen,
+                        uint64_t *oldest_ns) {
+    struct slot_set todo = op->absent;
+    slot_set_clear(seen);
+    *oldest_ns = UINT64_MAX;
+    bool closed = false;
+    for (int slot = slot_set_next(&todo, 0); slot >= 0; slot = slot_set_next(&todo, 0)) {
+        slot_set_remove(&todo, slot);
+        struct master_op *other = find_stuck_op(master, op->group, slot);
+        if (other == NULL) {
+            continue;
+        }
+        slot_set_add(seen, slot);
+        closed = closed || other == op;
+        *oldest_ns = other->judged_ns < *oldest_ns ? other->judged_ns : *oldest_ns;
+        for (int next = slot_set_next(&other->absent, 0); next >= 0; next = next_in(&other->absent, next)) {
+            if (!slot_set_has(seen, next)) {
+                slot_set_add(&todo, next);
+            }
+        }
+    }
+    return closed;
+}
+
+static void ask_again(struct master *master, int index, const struct slot_set *slots) {
+    for (int slot = slot_set_next(slots, 0); slot >= 0; slot = next_in(slots, slot)) {
+        ask_who_is_in(master, &master->groups[index], find_stuck_op(master, index, slot), NO_SLOT);
+    }
+}
+
+/* Those whose users wait for each other in different ops get an error, and the sentence says who sits where.
+ * If answers are older than a moment they are asked for anew first: somebody may have called meanwhile.
+ * Returns whether the epoch was ended. */
+static bool break_circle(struct master *master, struct master_op *op) {
+    struct slot_set seen;
+    uint64_t oldest_ns;
+    int index = op->group;
+    if (!find_circle(master, op, &seen, &oldest_ns)) {
+        return false;
+    }
+    if (master->now_ns - oldest_ns > op->pause_ns) {
+        ask_again(master, index, &seen);
+        return false;
+    }
+    char text[MAX_REASON_BYTES + 1] = "";
+    size_t used = 0;
+    for (int slot = slot_set_next(&seen, 0); slot >= 0 && used < sizeof text; slot = next_in(&seen, slot)) {
+        char label[LABEL_BYTES];
+        used += (size_t)snprintf(text + used, sizeof text - used,
+                                 "%speer %s in the collective with tag %" PRIu64, used > 0 ? ", " : "",
+                                 master_label(master, slot, label), master->slots[slot].stuck_tag);
+    }
+    struct ending ending = ending_abort(
+        pcclMismatch,
+        "peers wait for each other in different calls (call them in one order at all peers, or start "
+        "them as async ops): %s",
+        text);
+    ending.guilty_blocking = true;
+    abort_op(master, index, op->tag, &ending);
+    return true;
+}
+
 /* Returns the first straggler to evict, or NO_SLOT. */
 static int judge(struct master *master, struct master_op *op) {
     const struct group *group = &master->groups[op->group];
@@ -423,10 +514,14 @@ void master_op_check(struct master *master) {
             if (op->asked_ns == 0 || !is_ripe(master, &master->groups[i], op)) {
                 continue;
             }
+            op->judged_ns = master->now_ns;
+            if (break_circle(master, op)) {
+                break; /* the epoch is over, and with it all its ops */
+            }
             uint64_t tag = op->tag;
             double waited = (double)op->waited_ns / 1e9;
             int straggler = judge(master, op);
-            if (!op->numbered && slot_set_next(&op->done, 0) < 0) {
+            if (!op->numbered && slot_set_next(&op->done, 0) < 0 && !is_anybody_stuck(master, op)) {
                 close_op(master, op); /* nobody has done it: who waits asks again */
             }
             if (straggler != NO_SLOT) {

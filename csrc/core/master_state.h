@@ -39,6 +39,8 @@ struct slot {
     uint8_t sync_part;   /* enum sync_part */
     bool sync_touched;   /* its memory is not what it offered any more */
     bool sync_unsure;    /* it was told to fetch: its memory may have changed, and only it knows */
+    bool stuck;          /* one that is absent from an op: its user waits in another, with `stuck_tag` */
+    uint64_t stuck_tag;
     /* It succeeded in the last sync of its group that did, and was never alone in the group since. */
     bool knows_revision;
     struct message_sync_offer offer;
@@ -138,6 +140,7 @@ struct master_op {
     uint64_t tag;
     struct slot_set done;
     struct slot_set joined, absent; /* what the members have answered: they are in it, or not */
+    uint64_t judged_ns;             /* when the answers were complete last */
     uint32_t check;                 /* of the first who was done */
     bool returned;                  /* by one of them, before its commit */
     bool numbered;                  /* ops under this tag are numbered: this stays until the epoch ends */
@@ -203,6 +206,7 @@ struct ending {
     uint16_t status;
     bool has_guilty_tag;
     uint64_t guilty_tag;
+    bool guilty_blocking;
     char reason[MAX_REASON_BYTES + 1];
 };
 

@@ -21,8 +21,9 @@ uint16_t peer_fate_take_mark(struct peer *peer, uint64_t tag) {
 }
 
 /* What an op aborted with the last epoch fails with: the guilty one with its own sentence. */
-static void verdict(const struct peer *peer, uint64_t tag, uint16_t *status, const char **text) {
-    bool guilty = peer->has_guilty_tag && peer->guilty_tag == tag;
+static void verdict(const struct peer *peer, uint64_t tag, bool blocking, uint16_t *status,
+                    const char **text) {
+    bool guilty = peer->has_guilty_tag && (peer->guilty_tag == tag || (peer->guilty_blocking && blocking));
     *status = guilty ? peer->guilty_status : (uint16_t)pcclRankConnectionLost;
     *text = guilty ? peer->guilty_reason : peer->lost_reason;
 }
@@ -31,7 +32,7 @@ static void verdict(const struct peer *peer, uint64_t tag, uint16_t *status, con
 const char *peer_fate_mark_text(const struct peer *peer, uint64_t tag, uint16_t status) {
     uint16_t newest;
     const char *text;
-    verdict(peer, tag, &newest, &text);
+    verdict(peer, tag, true, &newest, &text);
     return status == newest ? text : "the collective was aborted at the others before this peer called it";
 }
 
@@ -62,6 +63,7 @@ static void remember_verdict(struct peer *peer, const struct message_propose *pr
     if (propose->has_guilty_tag) {
         peer->has_guilty_tag = true;
         peer->guilty_tag = propose->guilty_tag;
+        peer->guilty_blocking = propose->guilty_blocking;
         peer->guilty_status = propose->status;
         snprintf(peer->guilty_reason, sizeof peer->guilty_reason, "%s", propose->reason);
     }
@@ -123,7 +125,7 @@ void peer_fate_epoch_ended(struct peer *peer, const struct message_propose *prop
         } else if (propose->fate == FATE_ABORT) {
             uint16_t status;
             const char *text;
-            verdict(peer, op->tag, &status, &text);
+            verdict(peer, op->tag, op->blocking, &status, &text);
             note_failed(peer, op);
             peer_op_fail(peer, index, status, text);
         } else if (names_ranks(&op->descriptor)) {
@@ -164,7 +166,7 @@ static void apply_failed_tags(struct peer *peer, const struct message_commit_epo
         }
         uint16_t status;
         const char *text;
-        verdict(peer, tag, &status, &text);
+        verdict(peer, tag, true, &status, &text); /* whether others waited in it nobody knows here */
         int index = peer_op_find_newest(peer, tag);
         bool called =
             index != NO_OP && !peer->ops[index].served; /* what is served is the op before that one */
@@ -242,7 +244,7 @@ static bool end_doomed(struct peer *peer) {
         if (op->doomed) {
             uint16_t status;
             const char *text;
-            verdict(peer, op->tag, &status, &text);
+            verdict(peer, op->tag, op->blocking, &status, &text);
             peer_op_fail(peer, index, status, text);
         }
     }

@@ -122,6 +122,7 @@ struct peer {
     uint16_t marked_count, marks_before_vote;
     bool has_guilty_tag;
     uint64_t guilty_tag;
+    bool guilty_blocking;
     uint16_t guilty_status;
     char guilty_reason[MAX_REASON_BYTES + 1]; /* the sentence of the op that was at fault */
     char lost_reason[MAX_REASON_BYTES + 1];   /* the sentence of all other ops */

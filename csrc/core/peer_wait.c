@@ -44,12 +44,25 @@ static bool is_in(const struct peer *peer, const struct message_op_waiting *ques
     return numbered != NULL && question->number != 0 && question->number < numbered->next;
 }
 
+/* The op that a thread of the user has waited in for so long that the others wonder, or NULL. */
+static const struct peer_op *find_stuck(const struct peer *peer) {
+    for (int index = peer->first_op; index != NO_OP; index = peer->ops[index].next) {
+        const struct peer_op *op = &peer->ops[index];
+        bool waits = op->blocking && !op->returned && (op->state == OP_RUNNING || op->state == OP_WHOLE);
+        if (waits && peer->now_ns - op->started_ns >= peer_timeout_ns(peer)) {
+            return op;
+        }
+    }
+    return NULL;
+}
+
 /* The master asks who has joined. Everybody answers, so that a long way is not taken for absence. */
 void peer_wait_asked(struct peer *peer, const struct message_op_waiting *question) {
     if (question->epoch == 0 || question->epoch != peer->epoch) {
         return;
     }
     int index = peer_op_find_newest(peer, question->tag);
+    const struct peer_op *stuck = find_stuck(peer);
     bool runs =
         index != NO_OP && peer->ops[index].state == OP_RUNNING && peer->ops[index].number == question->number;
     struct message message = {.type = MESSAGE_OP_WAITING};
@@ -59,7 +72,9 @@ void peer_wait_asked(struct peer *peer, const struct message_op_waiting *questio
                                     .number = question->number,
                                     .question = question->question,
                                     .part = is_in(peer, question) ? WAITING_IS_IN : WAITING_IS_ABSENT,
-                                    .waited_ms = runs ? waited_ms(peer, &peer->ops[index]) : 0};
+                                    .waited_ms = runs ? waited_ms(peer, &peer->ops[index]) : 0,
+                                    .stuck = stuck != NULL,
+                                    .stuck_tag = stuck != NULL ? stuck->tag : 0};
     peer_send(peer, &message);
 }
 

@@ -113,6 +113,7 @@ static void body_propose(struct cursor *cursor, struct message_propose *propose)
     cursor_require(cursor, propose->fate != FATE_ABORT || propose->status != pcclSuccess);
     cursor_bool(cursor, &propose->has_guilty_tag);
     cursor_u64(cursor, &propose->guilty_tag);
+    cursor_bool(cursor, &propose->guilty_blocking);
     reason(cursor, propose->reason);
     cursor_bool(cursor, &propose->has_tree);
     cursor_u16(cursor, &propose->rank);
@@ -259,6 +260,8 @@ static void body_op_waiting(struct cursor *cursor, struct message_op_waiting *wa
     cursor_require(cursor, waiting->part < WAITING_END);
     cursor_u32(cursor, &waiting->question);
     cursor_u32(cursor, &waiting->waited_ms);
+    cursor_bool(cursor, &waiting->stuck);
+    cursor_u64(cursor, &waiting->stuck_tag);
 }
 
 static void body_op_mismatch(struct cursor *cursor, struct message_op_mismatch *mismatch) {

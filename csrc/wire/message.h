@@ -134,6 +134,7 @@ struct message_propose {
     uint16_t status;     /* the error that those ops fail with (FATE_ABORT) */
     bool has_guilty_tag; /* then only the op with that tag gets `status`, others RankConnectionLost */
     uint64_t guilty_tag;
+    bool guilty_blocking;              /* so do all ops that a user's thread waits in */
     char reason[MAX_REASON_BYTES + 1]; /* why the epoch before has ended */
     bool has_tree;                     /* the links include those of the tree: it can be used */
     uint16_t rank, world;
@@ -284,6 +285,8 @@ struct message_op_waiting {
     uint8_t part;       /* enum waiting_part */
     uint32_t question;  /* the master's, and in the answers to it */
     uint32_t waited_ms; /* since the peer's call, if it runs; else 0 */
+    bool stuck;         /* WAITING_IS_ABSENT: a thread of the user has waited in ... for `timeout` */
+    uint64_t stuck_tag; /* ... the op with this tag */
 };
 
 struct message_op_mismatch {
