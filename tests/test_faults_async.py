@@ -315,7 +315,8 @@ def flood(ops: int, warm_up: int) -> None:
             print(f"{who}: grown by {grown} bytes from op {warm_up} to op {ops}: {then}, {now}")
             assert grown <= 2 << 20, who
             for what in ("files", "threads"):
-                assert now[-1][what] == then[-1][what], who
+                # A link that was only tried, before the first op, may have been closed meanwhile.
+                assert now[-1][what] <= then[-1][what], who
 
 
 def test_a_hundred_thousand_tags_leave_nothing_behind():

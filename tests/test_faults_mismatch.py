@@ -134,7 +134,9 @@ def test_a_blocking_op_and_are_peers_pending_that_wait_for_each_other():
 def test_blocking_ops_that_wait_for_each_other_end_for_all_in_the_circle():
     with Cluster(seed=SEED, timeout=0.5) as cluster:
         peers = cluster.form(3)
-        answers = cluster.collect([peer.tell("all_reduce", count=4, tag=7 + i) for i, peer in enumerate(peers)])
+        answers = cluster.collect(
+            [peer.tell("all_reduce", count=4, tag=7 + i) for i, peer in enumerate(peers)]
+        )
         expect_error(answers, "MismatchError")
         for answer in answers:
             assert "wait for each other" in answer["text"]
