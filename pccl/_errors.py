@@ -61,7 +61,10 @@ class PCCLTimeoutError(PCCLError, TimeoutError):
 
 
 class MasterLostError(PCCLError, ConnectionError):
-    """The master is gone, and the run is over for this communicator: connect() again."""
+    """The connection to the master is gone, and this communicator is out of the run. No input was changed.
+
+    What to do: see that `pccl master` runs, connect() again, then synchronise the state, as at the start.
+    """
 
 
 class EvictedError(PCCLError):

@@ -202,7 +202,7 @@ def test_demo_goes_on_through_a_late_join_and_a_kill():
     assert {int(step) for _, step, *_ in results} == {STEPS}
     assert len({digest for *_, digest, _ in results}) == 1
     assert min(float(accuracy) for *_, accuracy in results) >= run.ACCURACY
-    joined = re.search(r"peer-5 has joined at step (\d+) \(peers: 5\), given 0\.41 MB of state", text)
+    joined = re.search(r"peer-5 has joined at step (\d+) \(5 peers now\), given 0\.41 MB of state", text)
     killed = re.search(r"peer-2 was killed \(SIGKILL\) at step (\d+)", text)
     assert joined, text
     assert killed, text

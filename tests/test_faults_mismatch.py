@@ -140,5 +140,8 @@ def test_blocking_ops_that_wait_for_each_other_end_for_all_in_the_circle():
         expect_error(answers, "MismatchError")
         for answer in answers:
             assert "wait for each other" in answer["text"]
-            assert all(f"the collective with tag {tag}" in answer["text"] for tag in (7, 8))
+            named = {tag for tag in (7, 8, 9) if f"the collective with tag {tag}" in answer["text"]}
+            assert len(named) >= 2, answer[
+                "text"
+            ]  # each of two waits for the other; the third may be one too many
         cluster.reduce(peers, tag=20)

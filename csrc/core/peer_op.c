@@ -120,7 +120,8 @@ static uint64_t op_deadline(const struct peer_op *op) {
         return op->done_due_ns != 0 ? op->done_due_ns : UINT64_MAX;
     }
     uint64_t deadline = op->deadline_ns != 0 && peer_op_is_moving(op) ? op->deadline_ns : UINT64_MAX;
-    if (op->state == OP_RUNNING && op->next_report_ns < deadline) {
+    /* Whole here (a barrier, a broadcast at its root) does not mean that the others have come. */
+    if (peer_op_is_moving(op) && op->next_report_ns < deadline) {
         deadline = op->next_report_ns;
     }
     return deadline;
@@ -490,7 +491,7 @@ static void op_tick(struct peer *peer, int index) {
             give_up(peer, op, pcclTimeout, "it took longer than the timeout set for this call");
         }
     }
-    if (op->state == OP_RUNNING && peer->now_ns >= op->next_report_ns) {
+    if (peer_op_is_moving(op) && peer->now_ns >= op->next_report_ns) {
         peer_wait_report(peer, op);
         op->next_report_ns = peer_wait_next_report(peer, op);
     }

@@ -108,13 +108,17 @@ void peer_vote_waiting(struct peer *peer, const struct message_stragglers *strag
         char label[PEER_LABEL_BYTES];
         peer_label(peer, &stragglers->peers[i], label);
         const char *call = vote_kind_name(stragglers->kind);
+        const char *where_it_belongs =
+            stragglers->kind == VOTE_UPDATE_TOPOLOGY
+                ? ": every member calls it at the same point of its loop, normally in the last line"
+                : "";
         if (stragglers->tag == STUCK_IN_CALL) {
             peer_log(peer, PEER_LOG_WARN,
                      "peer %s has got no further in %s for %.1f s: the others wait for it", label, call,
                      stragglers->waited_ms / 1e3);
         } else {
-            peer_log(peer, PEER_LOG_WARN, "peer %s has not called %s for %.1f s (%u missing)", label, call,
-                     stragglers->waited_ms / 1e3, (unsigned)stragglers->total);
+            peer_log(peer, PEER_LOG_WARN, "peer %s has not called %s for %.1f s (%u missing)%s", label, call,
+                     stragglers->waited_ms / 1e3, (unsigned)stragglers->total, where_it_belongs);
         }
     }
 }

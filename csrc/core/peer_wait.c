@@ -3,8 +3,8 @@
 
 #include "core/peer_state.h"
 
-/* A running op is reported after `timeout`, then each time its age has doubled, and once when it is as
- * old as the straggler timeout. */
+/* An op that has not ended is reported after `timeout`, then each time its age has doubled, and once when it
+ * is as old as the straggler timeout. */
 uint64_t peer_wait_next_report(const struct peer *peer, const struct peer_op *op) {
     uint64_t age_ns = peer->now_ns - op->started_ns;
     uint64_t next_ns = peer_timeout_ns(peer);

@@ -218,7 +218,8 @@ class Run:
         if worker.state == "joining":
             worker.state = "training"
             given = f", given {received / 1e6:.2f} MB of state" if received else ""
-            self.say(f"{worker.name} has joined at step {message['step']} (peers: {message['peers']}){given}")
+            peers = f"{message['peers']} peers now" if message["peers"] > 1 else "alone so far"
+            self.say(f"{worker.name} has joined at step {message['step']} ({peers}){given}")
         else:
             self.say(f"{worker.name} held other bits than the others: {received} bytes were put right")
 

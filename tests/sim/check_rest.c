@@ -68,8 +68,9 @@ static bool was_late(const struct world *world, const struct process *process, c
     if (world->straggler_ns == 0 || what == NULL) {
         return false;
     }
-    /* It may have called while its word that it had not was on the way, or its eviction. */
-    uint64_t moment_ns = 3 * (world->latency_ns + world->jitter_ns) + MILLISECOND;
+    /* It may have called while its word that it had not was on the way, or its eviction; and its vote may
+     * have waited for the commit of an op that was returned early. */
+    uint64_t moment_ns = 8 * (world->latency_ns + world->jitter_ns) + MILLISECOND;
     char name[64];
     for (int i = 0; i < MAX_OPEN_CALLS; i++) {
         const struct call *call = process->calls[i];
