@@ -19,7 +19,7 @@ import pccl
 
 from .arithmetic import Shape, draw_shape
 from .operations import CROSSING, AllReduce, ViolationError
-from .steps import AGAIN, Started, Watch
+from .steps import AGAIN, Refused, Started, Watch
 
 __all__ = ["LONGEST", "Crossing", "Crossings", "draw_crossing"]
 
@@ -155,8 +155,11 @@ class Crossings:
         self._choice.shuffle(order)
         for index in order:
             began = time.monotonic()
-            with self._watch(f"start of crossing {one.ops[index].name}"):
-                one.started[index] = one.ops[index].start(self._comm, one.plan.retry), began
+            try:
+                with self._watch(f"start of crossing {one.ops[index].name}"):
+                    one.started[index] = one.ops[index].start(self._comm, one.plan.retry), began
+            except pccl.TooFewPeersError as error:
+                one.started[index] = Refused(error), began
 
     def _outcome(self, one: _UnderWay, index: int) -> tuple[int | None, Any]:
         """The mask for tell(), None if this peer is alone; and the info of an op that succeeded."""

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ import pccl
 from .collectives import COLLECTIVES
 from .operations import AllReduce, Batch, Op, ViolationError
 
-__all__ = ["AGAIN", "AloneError", "Mischief", "Started", "Step", "Watch"]
+__all__ = ["AGAIN", "AloneError", "Mischief", "Refused", "Started", "Step", "Watch"]
 
 # What makes an op fail at all peers, with their inputs as they were: they make it again.
 AGAIN = (pccl.PeerLostError, pccl.MismatchError)
@@ -33,8 +33,25 @@ class Watch(Protocol):
     def __call__(self, call: str, started: float | None = None) -> AbstractContextManager[None]: ...
 
 
+class Refused:
+    """In place of the handle of an async op that was refused when it was started, for want of others: its
+    result says so, after those of the ops that were started before."""
+
+    def __init__(self, error: pccl.TooFewPeersError) -> None:
+        self._error = error
+
+    def result(self) -> NoReturn:
+        raise self._error
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> tuple[bool, int, Any]:
+        return False, self._error.result.value, None
+
+
 # The handle of an async op, and when it was started.
-Started = tuple[pccl.AsyncReduceHandle, float]
+Started = tuple[pccl.AsyncReduceHandle | Refused, float]
 
 
 class AloneError(Exception):
@@ -182,11 +199,14 @@ class Step:
     def _start(self, ops: list[Op], which: range | list[int], retry: bool) -> dict[int, Started]:
         order = list(which)
         self._choice.shuffle(order)  # every peer has its own
-        handles = {}
+        handles: dict[int, Started] = {}
         for index in order:
             began = time.monotonic()
-            with self._watch(f"start of {ops[index].name}"):
-                handles[index] = ops[index].start(self._comm, retry), began
+            try:
+                with self._watch(f"start of {ops[index].name}"):
+                    handles[index] = ops[index].start(self._comm, retry), began
+            except pccl.TooFewPeersError as error:
+                handles[index] = Refused(error), began
         return handles
 
     def _await(self, ops: list[Op], handles: dict[int, Started], retry: bool) -> None:

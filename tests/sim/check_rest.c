@@ -61,11 +61,17 @@ static bool ring_exists(const struct world *world, const struct process *around)
     return count > 3 && ring_from(world, hosts, count, 0, 1, &budget);
 }
 
+/* It is for its own lateness, not for a link that is gone with another straggler. */
+static bool is_straggler_text(const char *why) {
+    static const char text[] = "the others wait for it in ";
+    return strncmp(why, text, sizeof text - 1) == 0;
+}
+
 /* Its user had not called what the others waited for, or only a moment ago. Who had is no straggler, whoever
  * else was silent or stood still. */
 static bool was_late(const struct world *world, const struct process *process, const char *why) {
     const char *what = strstr(why, "wait for it in ");
-    if (world->straggler_ns == 0 || what == NULL) {
+    if (world->straggler_ns == 0 || what == NULL || !is_straggler_text(why)) {
         return false;
     }
     /* It may have called while its word that it had not was on the way, or its eviction; and its vote may
@@ -100,7 +106,7 @@ void check_put_out(struct world *world, const struct conn *conn, const char *how
         world->suspect_until[process->host] > world->now) {
         return;
     }
-    if (strstr(why, "wait for it in ") != NULL) {
+    if (is_straggler_text(why)) {
         violate(world, 6, "%s has called what the others wait for, but it was %s: %s", process->name, how,
                 why);
     }
