@@ -288,7 +288,9 @@ class Peer:
         back, their revisions do not go together, and the call fails for all: it takes over what they have."""
         for _ in range(10):
             try:
-                self._again("sync_shared_state", lambda: self._comm.sync_shared_state(self._state))
+                self._again(
+                    "sync_shared_state", lambda: self._comm.sync_shared_state(self._state, require_peers=True)
+                )
                 return
             except pccl.PCCLError as error:
                 if error.result != pccl.Result.INVALID_USAGE:
