@@ -47,7 +47,7 @@ class Communicator:
     def update_topology(self) -> None:
         self.calls.append("update_topology")
 
-    def sync_shared_state(self, state: object) -> None:
+    def sync_shared_state(self, state: object, *, require_peers: bool = False) -> None:
         self.calls.append("sync_shared_state")
 
     def all_reduce(self, number: np.ndarray, **options: object) -> None:
