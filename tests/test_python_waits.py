@@ -49,3 +49,20 @@ def test_a_joint_call_that_waits_for_it_is_a_mismatch(call: Callable[[Any], Any]
             lambda: expect_mismatch(lambda: call(waits)),
             lambda: expect_mismatch(lambda: (time.sleep(0.05), asks.are_peers_pending())),
         )
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.002, 0.3])
+def test_blocking_calls_that_wait_for_each_other_are_a_mismatch(offset: float, master: Any) -> None:
+    """However their reports fall together."""
+
+    def expect_mismatch(function: Callable[[], Any]) -> None:
+        with pytest.raises(pccl.MismatchError, match="wait for each other"):
+            function()
+
+    with group_of(master, 2, timeout=TIMEOUT) as (a, b):
+        x = numpy.ones(4, numpy.float32)
+        in_threads(
+            lambda: expect_mismatch(lambda: a.barrier(tag=1)),
+            lambda: expect_mismatch(lambda: (time.sleep(offset), b.all_reduce(x, tag=2))),
+        )
+        in_threads(lambda: a.barrier(), lambda: b.barrier())

@@ -445,11 +445,20 @@ static bool find_circle(struct master *master, struct master_op *op, struct slot
     return closed;
 }
 
-static void ask_again(struct master *master, int index, const struct slot_set *slots) {
+/* Asks about the ops that those in `slots` sit in; not about `judged`, whose answers are of now, nor where
+ * answers are still to come. */
+static void ask_again(struct master *master, const struct master_op *judged, const struct slot_set *slots) {
     for (int slot = slot_set_next(slots, 0); slot >= 0; slot = next_in(slots, slot)) {
-        ask_who_is_in(master, &master->groups[index], find_stuck_op(master, index, slot), NO_SLOT);
+        struct master_op *op = find_stuck_op(master, judged->group, slot);
+        if (op != NULL && op != judged && op->asked_ns == 0) {
+            ask_who_is_in(master, &master->groups[judged->group], op, NO_SLOT);
+        }
     }
 }
+
+/* So long an answer counts for those that come later: more than a round trip, less than users are waited for.
+ */
+enum { HEARTBEATS_OF_AN_ANSWER = 5 };
 
 /* Those whose users wait for each other in different ops get an error, and the sentence says who sits where.
  * If answers are older than a moment they are asked for anew first: somebody may have called meanwhile.
@@ -461,8 +470,8 @@ static bool break_circle(struct master *master, struct master_op *op) {
     if (!find_circle(master, op, &seen, &oldest_ns)) {
         return false;
     }
-    if (master->now_ns - oldest_ns > op->pause_ns) {
-        ask_again(master, index, &seen);
+    if (master->now_ns - oldest_ns > HEARTBEATS_OF_AN_ANSWER * op->pause_ns) {
+        ask_again(master, op, &seen); /* when they are judged, the answers to this question still count */
         return false;
     }
     char text[MAX_REASON_BYTES + 1] = "";
