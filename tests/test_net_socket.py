@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from native import PUBLIC_HEADERS, load
 
-ffi, lib = load(*PUBLIC_HEADERS, "base/address.h", "net/socket.h", "net/port_holder.h")
+ffi, lib = load(*PUBLIC_HEADERS, "base/address.h", "net/socket.h", "net/descriptors.h", "net/port_holder.h")
 
 TCP_NOTSENT_LOWAT = 25
 
@@ -153,7 +153,7 @@ def connect_to_itself() -> tuple[socket.socket, tuple[str, int]]:
 def test_a_socket_connected_to_itself_leaves_nothing_behind() -> None:
     sock, name = connect_to_itself()
     assert lib.socket_connect_result(sock.fileno()) == -errno.ECONNREFUSED
-    sock.close()
+    lib.descriptor_close(sock.detach())
     with socket.socket() as next_one:
         next_one.bind(name)  # without SO_REUSEADDR: TIME_WAIT would keep it from the port
     sock, name = connect_to_itself()

@@ -378,9 +378,10 @@ int socket_connect_result(int fd) {
     /* On a port of the ephemeral range where nobody listens, TCP may connect a socket to itself. */
     struct address local = socket_local_address(fd);
     if (same_address(&local, &remote)) {
-        /* Closed by a reset it leaves nothing behind; else its rest would hold the port for a minute. */
-        const struct linger at_once = {.l_onoff = 1};
-        (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+        /* Disconnected it is reset at once and leaves nothing behind; else its rest would hold the port for a
+         * minute. */
+        const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+        (void)connect(fd, &nowhere, sizeof nowhere);
         return -ECONNREFUSED;
     }
     tune(fd);
